@@ -1,0 +1,150 @@
+"""Reads a command line: our own flags, and overrides in Hydra's grammar.
+
+`grid=full`, comma lists and `range()` are taken here, before Hydra, which refuses them outside of --multirun.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, OverrideType, QuotedString, Sweep
+from hydra.errors import HydraException
+
+from peft_align.errors import Fault, suggest
+
+MAX_SWEEP_VALUES = 100_000
+
+
+@dataclass(frozen=True)
+class Override:
+    """`key=values` from the command line; several values make an axis."""
+
+    text: str
+    key: str
+    values: tuple[Any, ...]
+
+    @property
+    def is_axis(self) -> bool:
+        return len(self.values) > 1
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    overrides: tuple[Override, ...] = ()
+    grids: tuple[str, ...] = ()
+    flags: frozenset[str] = frozenset()
+    config_dirs: tuple[Path, ...] = ()
+    hydra: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()  # told together with the faults of the keys and values
+
+    def value(self, key: str, default: Any) -> Any:
+        """The last single value given for `key`."""
+        return next((o.values[-1] for o in reversed(self.overrides) if o.key == key), default)
+
+
+def parse(argv: Sequence[str], flags: Sequence[str] = ()) -> CommandLine:
+    """Parse `argv`; `flags` are the verb's own besides --config-dir and --help."""
+    allowed = [*flags, "--config-dir", "--help"]
+    faults: list[Fault] = []
+    seen: set[str] = set()
+    dirs: list[Path] = []
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, attached = word.partition("=")
+        if not word.startswith("-"):
+            words.append(word)
+        elif word in ("-m", "--multirun"):
+            faults.append(Fault(word, "Hydra's multirun is not used here", "name a grid with +grid=NAME, or give lists"))
+        elif name == "--config-dir":
+            folder = attached if equals else (rest.pop(0) if rest else "")
+            if not folder or not Path(folder).is_dir():
+                faults.append(Fault("--config-dir", f"{folder!r} is not a folder", "give the folder of your own configs"))
+            else:
+                dirs.append(Path(folder).resolve())
+        elif word == "-h":
+            seen.add("--help")
+        elif name in allowed and not equals:
+            seen.add(name)
+        else:
+            faults.append(Fault(word, "no such flag", suggest(name, allowed)))
+    overrides, grids, hydra = _parse_overrides(words, faults)
+    return CommandLine(
+        tuple(overrides), tuple(grids), frozenset(seen), tuple(dirs), tuple(hydra), tuple(words), tuple(faults)
+    )
+
+
+def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[list[Override], list[str], list[str]]:
+    parser = OverridesParser.create()
+    overrides: dict[str, Override] = {}
+    grids: list[str] = []
+    hydra: list[str] = []
+    for word in words:
+        try:
+            parsed = parser.parse_override(word)
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            faults.append(Fault(word, f"not an override: {reason}", "write key=value, e.g. method=dpo or peft.r=8,16"))
+            continue
+        key = parsed.key_or_group
+        if key.startswith("hydra.") or key == "hydra":
+            hydra.append(word)
+            continue
+        if not key:
+            faults.append(Fault(word, "there is no key before '='", "write key=value"))
+        elif parsed.type == OverrideType.DEL:
+            faults.append(Fault(word, "settings cannot be deleted", f"give another value: {key}=..."))
+        elif parsed.package is not None:
+            faults.append(Fault(word, "a package (@) is not used here", f"write {key}=..."))
+        else:
+            values = _values(parsed.value(), word, faults)
+            if not values:
+                continue
+            if key == "grid":
+                grids += [str(v) for v in values]
+            elif key in overrides and overrides[key].values != tuple(values):
+                faults.append(Fault(word, f"'{key}' is given twice", f"the other is {overrides[key].text}"))
+            else:
+                overrides[key] = Override(word, key, tuple(values))
+    return list(overrides.values()), grids, hydra
+
+
+def _values(value: Any, word: str, faults: list[Fault]) -> list[Any]:
+    """The values of one override, in order and once each; empty if a fault was added."""
+    if isinstance(value, (Glob, IntervalSweep)):
+        faults.append(Fault(word, "glob() and interval() are not used here", "list the values: a,b,c or range(a,b)"))
+        return []
+    if not isinstance(value, Sweep):
+        raw = [value]
+    else:
+        items = getattr(value, "list", None)
+        if items is None:  # RangeSweep
+            length = len(value.range()) if hasattr(value, "range") else 0
+            if length > MAX_SWEEP_VALUES:
+                faults.append(Fault(word, f"{length} values are too many for one axis", f"at most {MAX_SWEEP_VALUES}"))
+                return []
+            items = list(value.range())
+        raw = list(items)
+    plain = [_plain(v) for v in raw]
+    if not plain or any(v == "" for v in plain):
+        faults.append(Fault(word, "the value is empty", f"write {word.split('=')[0]}=VALUE"))
+        return []
+    unique: dict[str, Any] = {json.dumps(v, sort_keys=True, default=str): v for v in plain}
+    return list(unique.values())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(_plain(k)): _plain(v) for k, v in value.items()}
+    return value

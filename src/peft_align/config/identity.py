@@ -1,0 +1,65 @@
+"""Names a run after its science: a readable slug and 12 hex digits of the hash of its scientific config.
+
+Hashed are the fully resolved scientific fields, not the differences from a default, so that neither a changed default
+nor another way to write the same values gives an old result a new meaning. Operational fields are never hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from peft_align.config.compose import Built, scientific
+from peft_align.config.schema import MAIN_AXES, Config, Peft
+
+SCIENTIFIC_GROUPS = ("dataset", "preference", "method", "model", "peft", "train")
+BASE_FIELDS = ("base_precision", "double_quantization", "compute_dtype")
+
+
+def train_id(config: Config, parts: Mapping[str, Built], choices: Mapping[str, str], parents: Sequence[str]) -> str:
+    """The id of a training run.
+
+    Args:
+        config: the run's checked config.
+        parts: its groups, with their canonical texts.
+        choices: the option of each group, for the slug.
+        parents: ids of the runs whose products it starts from, in order.
+    """
+    text = "\n".join(
+        ["train", *(f"{g} {parts[g].canonical}" for g in SCIENTIFIC_GROUPS), f"seed {config.seed}", *parents]
+    )
+    names = [choices[group] for group in MAIN_AXES]
+    if parents:
+        names[2] = f"sft_{names[2]}"
+    return f"{slug([*names, f's{config.seed}'])}-{short_hash(text)}"
+
+
+def base_identity(config: Config) -> dict[str, object]:
+    """What makes an unaligned base: the model and the precision it is held in."""
+    return {
+        "model": scientific(type(config.model), config.model),
+        "precision": {name: getattr(config.peft, name) for name in BASE_FIELDS},
+    }
+
+
+def baseline_id(config: Config, choices: Mapping[str, str]) -> str:
+    """The id of an unaligned base at one precision."""
+    text = "baseline\n" + json.dumps(base_identity(config), sort_keys=True)
+    return f"{slug(['baseline', choices['model'], base_label(config.peft)])}-{short_hash(text)}"
+
+
+def base_label(peft: Peft) -> str:
+    """How tables name the precision of a base: its storage, and the compute precision where it is another."""
+    same = peft.base_precision == peft.compute_dtype or (peft.base_precision, peft.compute_dtype) == ("nf4", "bf16")
+    return peft.base_precision if same else f"{peft.base_precision}_{peft.compute_dtype}"
+
+
+def slug(words: Sequence[str]) -> str:
+    """Words joined to a safe folder name: letters, digits, '_', '-', at most 100 characters."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", "-".join(words))[:100]
+
+
+def short_hash(text: str, digits: int = 12) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]

@@ -1,0 +1,212 @@
+"""The typed schema of a run's configuration: YAML (conf/) holds the values, these dataclasses say what is allowed.
+
+Each field states its meaning, its range, and whether it is *scientific* (part of the run id: another value is another
+run) or *operational* (changes where, how fast or with what records a run is done, never its result).
+A group whose options have different fields (a method, a launcher, a tracker) has one dataclass for each `kind`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a field accepts besides its type."""
+
+    doc: str
+    scientific: bool = True
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None  # exclusive lower bound
+    choices: tuple[str, ...] | None = None
+    may_be_empty: bool = False  # a list without values
+
+
+def value(doc: str, default: Any = MISSING, **rule: Any) -> Any:
+    """A scientific field."""
+    return field(default=default, metadata={"rule": Rule(doc, **rule)})
+
+
+def operational(doc: str, default: Any = MISSING, **rule: Any) -> Any:
+    """A field that is not part of the run id."""
+    return field(default=default, metadata={"rule": Rule(doc, scientific=False, **rule)})
+
+
+@dataclass(frozen=True)
+class Dataset:
+    loader: str = value("module of peft_align.data that reads it", choices=("hh_rlhf", "beavertails", "everyday"))
+    hub_id: str | None = value("dataset repository on the hub; null when the package carries the data")
+    revision: str | None = value("branch, tag or commit; null is unpinned")
+    validation_fraction: float = value("share of the training prompts held back for validation", low=0.0, high=0.5)
+    rules: list[str] = operational("preference rules that the loader offers")
+
+
+@dataclass(frozen=True)
+class Preference:
+    rule: str = value("rule of the dataset's loader that says which response is chosen")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    r: int = operational("default rank of the method", low=1)
+    alpha: float = operational("default LoRA alpha of the method", above=0)
+    dropout: float = operational("default LoRA dropout of the method", low=0, high=0.95)
+    target_modules: list[str] = operational("modules of the base that get an adapter by default")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    learning_rate: float = operational("default learning rate of the method", above=0)
+    weight_decay: float = operational("default weight decay of the method", low=0)
+    max_grad_norm: float = operational("default gradient clipping of the method", above=0)
+    schedule: str = operational("default schedule of the method", choices=("constant", "linear", "cosine"))
+
+
+@dataclass(frozen=True)
+class SFT:
+    kind: str = value("which training method", choices=("sft",))
+    adapter: Adapter = operational("read by peft/")
+    optimization: Optimization = operational("read by train/")
+
+
+@dataclass(frozen=True)
+class DPO:
+    kind: str = value("which training method", choices=("dpo",))
+    beta: float = value("strength of the pull towards the reference", above=0)
+    init: str = value("fresh adapter, or the SFT run of the same cell", choices=("base", "sft"))
+    adapter: Adapter = operational("read by peft/")
+    optimization: Optimization = operational("read by train/")
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int = operational("decoder layers", low=1)
+    hidden: int = operational("hidden size", low=1)
+    heads: int = operational("attention heads", low=1)
+    kv_heads: int = operational("key-value heads", low=1)
+    ffn: int = operational("width of the feed-forward layer", low=1)
+    vocabulary: int = operational("tokens", low=1)
+    tied: bool = operational("input and output embeddings are one matrix")
+
+
+@dataclass(frozen=True)
+class Model:
+    source: str = value("where the weights come from", choices=("hub", "cache", "random"))
+    hub_id: str | None = value("repository on the hub, or folder name in the cache")
+    revision: str | None = value("branch, tag or commit; null is unpinned")
+    template: str = value("how a dialogue becomes text", choices=("vicuna", "mistral", "chat"))
+    shape: Shape = operational("for plan's figures without a download; weights are identified by digest")
+    attention: str = operational("attention implementation", default="sdpa", choices=("sdpa", "eager"))
+
+
+@dataclass(frozen=True)
+class Peft:
+    base_precision: str = value("precision of the frozen base", choices=("bf16", "fp32", "nf4"))
+    double_quantization: bool = value("quantize the quantization constants too (nf4)")
+    compute_dtype: str = value("precision of the matrix products", choices=("bf16", "fp32"))
+    adapter_dtype: str = value("precision of the adapter's weights", choices=("fp32", "bf16"))
+    r: int = value("rank of the adapter", low=1)
+    alpha: float = value("LoRA alpha; the adapter is scaled by alpha / r", above=0)
+    dropout: float = value("LoRA dropout", low=0, high=0.95)
+    target_modules: list[str] = value("modules of the base that get an adapter")
+
+
+@dataclass(frozen=True)
+class Train:
+    engine: str = value("training engine", choices=("trl",))
+    max_steps: int = value("optimizer steps", low=1)
+    batch_size: int = value("samples per optimizer step", low=1)
+    learning_rate: float = value("peak learning rate", above=0)
+    weight_decay: float = value("decoupled weight decay", low=0)
+    max_grad_norm: float = value("gradients are clipped to this norm", above=0)
+    schedule: str = value("learning-rate schedule after warm-up", choices=("constant", "linear", "cosine"))
+    warmup_steps: int = value("steps of linear warm-up", low=0)
+    optimizer: str = value("optimizer", choices=("adamw_torch", "adamw_bnb", "paged_adamw_32bit", "paged_adamw_8bit"))
+    adam_betas: list[float] = value("Adam's two decay rates", low=0, high=0.99999)
+    max_length: int = value("tokens of prompt and response together", low=8)
+    checkpoint_steps: list[int] = operational("steps whose adapter is kept and evaluated", low=1)
+    micro_batch_size: int = operational("samples per forward pass", low=1)
+    gradient_checkpointing: bool = operational("recompute activations: less memory, more time")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    benchmarks: list[str] = operational("options of conf/benchmark/ or names of lm-eval tasks")
+    limit: int | None = operational("samples per task; null: all", low=1)
+    heldout: int = operational("held-out pairs for `preference`", low=1)
+    heldout_split: str = operational("which pairs are held out", choices=("test", "validation"))
+    batch_size: int = operational("sequences per forward pass", low=1)
+    include_path: str | None = operational("folder of your own lm-eval task YAML files", default=None)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    kind: str = value("what scores it", choices=("lm_eval", "preference"))
+    task: str | None = value("lm-eval task or group")
+    num_fewshot: int | None = value("examples in the prompt; null: the task's default", low=0)
+    metrics: list[str] = value("metrics shown in the table")
+    data: list[str] = value("dataset repositories it reads", may_be_empty=True)
+
+
+@dataclass(frozen=True)
+class Local:
+    kind: str = operational("which launcher", choices=("local",))
+    workers: int | None = operational("worker processes; null: one a GPU, or 1", low=1)
+    threads: int | None = operational("CPU threads of a worker; null: shared out evenly", low=1)
+
+
+@dataclass(frozen=True)
+class NoTracker:
+    kind: str = operational("which tracker", choices=("none",))
+
+
+@dataclass(frozen=True)
+class Wandb:
+    kind: str = operational("which tracker", choices=("wandb",))
+    project: str = operational("project name")
+    entity: str | None = operational("team or user; null: your default")
+    mode: str = operational("auto: online if a key and the network are there", choices=("auto", "online", "offline"))
+
+
+@dataclass(frozen=True)
+class Hub:
+    mirror: str | None = operational("folder that is looked into before the hub")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of one run, resolved and checked."""
+
+    dataset: Dataset
+    preference: Preference
+    method: SFT | DPO
+    model: Model
+    peft: Peft
+    train: Train
+    evaluation: Evaluation
+    launcher: Local
+    tracker: NoTracker | Wandb
+    seed: int = value("seeds the adapter, the order of samples and dropout", low=0, high=2**31 - 1)
+    root: str = operational("holds runs/ and sweeps/")
+    hub: Hub = operational("where data and models come from")
+
+
+# Group -> its dataclass, or one for each `kind`. The order is that of slugs and tables.
+GROUPS: dict[str, type | dict[str, type]] = {
+    "dataset": Dataset,
+    "preference": Preference,
+    "method": {"sft": SFT, "dpo": DPO},
+    "model": Model,
+    "peft": Peft,
+    "train": Train,
+    "evaluation": Evaluation,
+    "launcher": {"local": Local},
+    "tracker": {"none": NoTracker, "wandb": Wandb},
+}
+# Values that belong to no group, and what may only be set for a sweep as a whole.
+TOP_LEVEL = ("seed", "root", "hub")
+SWEEP_LEVEL = ("launcher", "tracker", "root", "hub")
+# The axes that make an experiment what it is; the report has a column for each.
+MAIN_AXES = ("dataset", "preference", "method", "model", "peft")

@@ -1,0 +1,198 @@
+"""Turns plain values into the schema's dataclasses, collecting every fault on the way.
+
+OmegaConf's structured configs stop at the first fault, let `++key` through and take milliseconds a run; a sweep
+checks thousands of runs and wants all faults at once, so the check is done here on plain values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peft_align.config.schema import GROUPS, Config, Rule
+from peft_align.errors import Fault, InputError, suggest
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One setting of the schema: its dotted key, its type, its rule and the kinds of its group that have it."""
+
+    key: str
+    type: Any
+    rule: Rule
+    kinds: frozenset[str] | None = None  # None: every option of the group has it
+
+    @property
+    def scientific(self) -> bool:
+        return self.rule.scientific
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    """The resolved type hints of a schema dataclass."""
+    return typing.get_type_hints(cls)
+
+
+@functools.cache
+def leaves() -> dict[str, Leaf]:
+    """Every setting by its dotted key; a key that several kinds of a group share is one leaf."""
+    found: dict[str, Leaf] = {}
+
+    def walk(cls: type, prefix: str, kind: str | None, scientific: bool) -> None:
+        for f in dataclasses.fields(cls):
+            rule: Rule = f.metadata["rule"]
+            hint, key, is_scientific = hints(cls)[f.name], f"{prefix}{f.name}", scientific and rule.scientific
+            if dataclasses.is_dataclass(hint):
+                walk(typing.cast(type, hint), f"{key}.", kind, is_scientific)
+                continue
+            rule = dataclasses.replace(rule, scientific=is_scientific)
+            if kind is not None and key in found:
+                known = found[key]
+                choices = rule.choices and tuple(dict.fromkeys((*(known.rule.choices or ()), *rule.choices)))
+                found[key] = Leaf(
+                    key, hint, dataclasses.replace(rule, choices=choices), (known.kinds or frozenset()) | {kind}
+                )
+            else:
+                found[key] = Leaf(key, hint, rule, None if kind is None else frozenset({kind}))
+
+    for group, cls in GROUPS.items():
+        for kind, variant in cls.items() if isinstance(cls, dict) else [(None, cls)]:
+            walk(variant, f"{group}.", kind, True)
+    for f in dataclasses.fields(Config):
+        if f.name not in GROUPS:
+            hint = hints(Config)[f.name]
+            if dataclasses.is_dataclass(hint):
+                walk(typing.cast(type, hint), f"{f.name}.", None, f.metadata["rule"].scientific)
+            else:
+                found[f.name] = Leaf(f.name, hint, f.metadata["rule"])
+    return found
+
+
+def kind_of(group: str, node: Mapping[str, Any], faults: list[Fault]) -> type | None:
+    """The dataclass of a group's node: the only one, or the one its `kind` names."""
+    cls = GROUPS[group]
+    if not isinstance(cls, dict):
+        return cls
+    kind = node.get("kind")
+    if kind in cls:
+        return cls[kind]
+    faults.append(Fault(f"{group}.kind", f"{kind!r} is not a kind of {group}", suggest(str(kind), cls)))
+    return None
+
+
+def config_from_plain(plain: Mapping[str, Any]) -> Config:
+    """A Config from the plain values of a job file or record. Raises InputError."""
+    faults: list[Fault] = []
+    values: dict[str, Any] = {}
+    for name, hint in hints(Config).items():
+        if name in GROUPS:
+            cls = kind_of(name, plain[name], faults)
+            values[name] = convert(cls, plain[name], name, faults) if cls else None
+        elif dataclasses.is_dataclass(hint):
+            values[name] = convert(typing.cast(type, hint), plain[name], name, faults)
+        else:
+            values[name] = check(plain[name], hint, leaves()[name].rule, name, faults)
+    if faults:
+        raise InputError(faults)
+    return Config(**values)
+
+
+def convert(cls: type, node: Any, where: str, faults: list[Fault]) -> Any:
+    """Build `cls` from a plain mapping; every fault is added to `faults` and None returned."""
+    if not isinstance(node, Mapping):
+        faults.append(Fault(where, f"a mapping is expected here, not {show(node)}"))
+        return None
+    before = len(faults)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in node:
+        if name not in fields:
+            faults.append(Fault(f"{where}.{name}", "no such key", suggest(str(name), fields)))
+    values: dict[str, Any] = {}
+    for name, f in fields.items():
+        if name not in node:
+            if f.default is dataclasses.MISSING:
+                faults.append(Fault(f"{where}.{name}", "is missing", f.metadata["rule"].doc))
+            else:
+                values[name] = f.default
+            continue
+        hint, key = hints(cls)[name], f"{where}.{name}"
+        if dataclasses.is_dataclass(hint):
+            values[name] = convert(typing.cast(type, hint), node[name], key, faults)
+        else:
+            values[name] = check(node[name], hint, f.metadata["rule"], key, faults)
+    return cls(**values) if len(faults) == before else None
+
+
+def check(value: Any, hint: Any, rule: Rule, where: str, faults: list[Fault]) -> Any:
+    """The value in its declared type, or None with a fault added."""
+    optional = isinstance(hint, types.UnionType) and type(None) in hint.__args__
+    base = next(a for a in hint.__args__ if a is not type(None)) if optional else hint
+    if value is None and optional:
+        return None
+    if value is None or value == "":
+        faults.append(Fault(where, "the value is empty", describe(base, rule)))
+        return None
+    if typing.get_origin(base) is list:
+        if not isinstance(value, (list, tuple)) or not (value or rule.may_be_empty):
+            faults.append(Fault(where, f"a list of at least one value is expected, not {show(value)}"))
+            return None
+        item = typing.get_args(base)[0]
+        return [check(v, item, rule, f"{where}[{i}]", faults) for i, v in enumerate(value)]
+    converted = as_type(value, base)
+    if converted is None:
+        faults.append(Fault(where, f"{show(value)} is not {TYPE_NAMES[base]}", describe(base, rule)))
+        return None
+    low_bad = (rule.low is not None and converted < rule.low) or (rule.above is not None and converted <= rule.above)
+    if base in (int, float) and (low_bad or (rule.high is not None and converted > rule.high)):
+        faults.append(Fault(where, f"{show(value)} is out of range", describe(base, rule)))
+        return None
+    if rule.choices and converted not in rule.choices:
+        faults.append(Fault(where, f"{show(value)} is not one of its values", suggest(str(value), rule.choices)))
+        return None
+    return converted
+
+
+TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def as_type(value: Any, base: Any) -> Any:
+    """`value` as `base` where nothing is lost by it, else None."""
+    if base is bool:
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool):
+        return None
+    if base is int:
+        if isinstance(value, float) and value.is_integer() and math.isfinite(value):
+            return int(value)
+        return value if isinstance(value, int) else None
+    if base is float:
+        number = float(value) if isinstance(value, (int, float)) else None
+        return number if number is not None and math.isfinite(number) else None
+    if base is str:
+        # A revision like 1234567 or a name like 42 reads as a number in YAML; as a text nothing is lost.
+        return str(value) if isinstance(value, (str, int)) else None
+    raise TypeError(f"the schema uses a type that is not handled: {base}")
+
+
+def describe(base: Any, rule: Rule) -> str:
+    """What a field accepts, in words."""
+    if rule.choices:
+        return f"allowed: {', '.join(rule.choices)}"
+    bounds = [
+        f"at least {rule.low:g}" if rule.low is not None else "",
+        f"above {rule.above:g}" if rule.above is not None else "",
+        f"at most {rule.high:g}" if rule.high is not None else "",
+    ]
+    return ", ".join([TYPE_NAMES.get(base, "a value"), *filter(None, bounds)]) + f": {rule.doc}"
+
+
+def show(value: Any) -> str:
+    """A value as people wrote it, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,1 @@
+"""Preference data: read, filtered with every drop counted, split by prompt, put into templates, tokenized."""

@@ -1,0 +1,57 @@
+"""BeaverTails in the study's sense: PKU-SafeRLHF v0, a prompt and two responses a row (Ji et al. 2023).
+
+helpful: the better response is chosen, all rows. harmless: the safe response is chosen, rows with exactly one safe
+response. mixture: both sets together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from peft_align.data.pairs import Counts, Message, Pair, make_pair
+
+
+def subset(rule: str) -> None:
+    """All rules read the same files."""
+
+
+def helpful(row: Mapping[str, Any], counts: Counts) -> int | None:
+    """The index of the better response."""
+    better = row.get("better_response_id")
+    if better in (0, 1):
+        return int(better)
+    counts.dropped["no better response named"] += 1
+    return None
+
+
+def harmless(row: Mapping[str, Any], counts: Counts) -> int | None:
+    """The index of the safe response, if exactly one is safe."""
+    safe = [row.get("is_response_0_safe"), row.get("is_response_1_safe")]
+    if safe == [True, False] or safe == [False, True]:
+        return safe.index(True)
+    counts.dropped["not exactly one safe response"] += 1
+    return None
+
+
+RULES = {"helpful": (helpful,), "harmless": (harmless,), "mixture": (harmless, helpful)}
+
+
+def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Counts) -> Iterator[Pair]:
+    """The pairs of the rows under a preference rule; a row of the mixture may give two."""
+    for i, row in enumerate(rows):
+        counts.read += 1
+        prompt, responses = row.get("prompt"), [row.get("response_0"), row.get("response_1")]
+        if not isinstance(prompt, str):
+            counts.dropped["prompt is not text"] += 1
+            continue
+        for choose in RULES[rule]:
+            chosen = choose(row, counts)
+            if chosen is None:
+                continue
+            turns = (Message("user", prompt.strip()),)
+            pair = make_pair(
+                f"{split}:{i}:{choose.__name__}", turns, responses[chosen], responses[1 - chosen], counts
+            )
+            if pair is not None:
+                yield pair

@@ -1,0 +1,55 @@
+"""How a dialogue becomes text: Vicuna's and Mistral's formats, or the tokenizer's own chat template.
+
+A dialogue is a list of segments; after each but the last comes the end-of-sequence token, by its id, so that text which
+happens to spell "</s>" in the data is never what ends a turn of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft_align.data.pairs import Message
+
+# The system prompt of Vicuna v1.1 (lm-sys/FastChat, conversation template `vicuna_v1.1`), quoted by the study.
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def vicuna(prompt: Sequence[Message]) -> list[str]:
+    """`SYSTEM USER: question ASSISTANT: answer</s>USER: question ASSISTANT:`"""
+    segments = [f"{VICUNA_SYSTEM} "]
+    for message in prompt:
+        if message.role == "user":
+            segments[-1] += f"USER: {message.content} ASSISTANT:"
+        else:
+            segments[-1] += f" {message.content}"
+            segments.append("")
+    return segments
+
+
+def mistral(prompt: Sequence[Message]) -> list[str]:
+    """`[INST] question [/INST] answer</s>[INST] question [/INST]`"""
+    segments = [""]
+    for message in prompt:
+        if message.role == "user":
+            segments[-1] += f"[INST] {message.content} [/INST]"
+        else:
+            segments[-1] += f" {message.content}"
+            segments.append("")
+    return segments
+
+
+def chat(prompt: Sequence[Message], tokenizer: Any) -> list[str]:
+    """The tokenizer's own template, up to where the assistant's answer begins."""
+    turns = [{"role": message.role, "content": message.content} for message in prompt]
+    return [tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)]
+
+
+def render(template: str, prompt: Sequence[Message], tokenizer: Any) -> tuple[list[str], str]:
+    """The segments of a prompt, and what stands between it and the response (a blank, or nothing)."""
+    if template == "chat":
+        return chat(prompt, tokenizer), ""
+    return {"vicuna": vicuna, "mistral": mistral}[template](prompt), " "

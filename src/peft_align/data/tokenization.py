@@ -1,0 +1,76 @@
+"""Pairs into token ids, with the boundary between prompt and response on tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from peft_align.data.pairs import Pair
+from peft_align.data.templates import render
+
+MINIMUM_PROMPT_SHARE = 4  # a prompt is cut down to a quarter of max_length at most
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """Token ids of a prompt (with the beginning-of-sequence token) and of both responses (with the end token)."""
+
+    id: str
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+def tokenize(
+    pairs: Iterable[Pair], tokenizer: Any, template: str, max_length: int
+) -> tuple[list[TokenizedPair], dict[str, int]]:
+    """Tokenize and truncate.
+
+    Args:
+        pairs: what to tokenize.
+        tokenizer: a transformers tokenizer.
+        template: vicuna, mistral or chat.
+        max_length: tokens of the prompt and its longest response together.
+
+    Returns:
+        The tokenized pairs in order, and how many prompts and responses were truncated.
+    """
+    cut: Counter[str] = Counter({"truncated prompts": 0, "truncated responses": 0})
+    done = [_truncate(_encode(pair, tokenizer, template), max_length, tokenizer.bos_token_id, cut) for pair in pairs]
+    return done, dict(cut)
+
+
+def _encode(pair: Pair, tokenizer: Any, template: str) -> TokenizedPair:
+    segments, gap = render(template, pair.prompt, tokenizer)
+    encoded = tokenizer(segments, add_special_tokens=False)["input_ids"]
+    eos = [tokenizer.eos_token_id]
+    earlier = [token for ids in encoded[:-1] for token in [*ids, *eos]]
+    if template != "chat" and tokenizer.bos_token_id is not None:  # a chat template writes its own
+        earlier = [tokenizer.bos_token_id, *earlier]
+    last, last_ids = segments[-1], encoded[-1]
+    texts = [f"{last}{gap}{response}" for response in (pair.chosen, pair.rejected)]
+    wholes = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    responses = []
+    for response, whole in zip((pair.chosen, pair.rejected), wholes, strict=True):
+        if whole[: len(last_ids)] == last_ids:
+            responses.append(whole[len(last_ids) :] + eos)
+        else:  # tokens would merge across the boundary: the response is encoded by itself, so the prompt stays whole
+            responses.append(tokenizer(f"{gap}{response}", add_special_tokens=False)["input_ids"] + eos)
+    return TokenizedPair(pair.id, earlier + last_ids, responses[0], responses[1])
+
+
+def _truncate(pair: TokenizedPair, max_length: int, bos: int | None, cut: Counter[str]) -> TokenizedPair:
+    """Cut the prompt's beginning (its bos token stays), then the responses' ends."""
+    longest = max(len(pair.chosen), len(pair.rejected))
+    if len(pair.prompt) + longest <= max_length:
+        return pair
+    room = max(max_length - longest, min(len(pair.prompt), max_length // MINIMUM_PROMPT_SHARE))
+    prompt = pair.prompt
+    if len(prompt) > room:
+        cut["truncated prompts"] += 1
+        prompt = [prompt[0], *prompt[len(prompt) - room + 1 :]] if prompt[0] == bos and room > 1 else prompt[-room:]
+    left = max_length - len(prompt)
+    cut["truncated responses"] += (len(pair.chosen) > left) + (len(pair.rejected) > left)
+    return TokenizedPair(pair.id, prompt, pair.chosen[:left], pair.rejected[:left])

@@ -1,0 +1,47 @@
+"""Faults of the input: collected, shown together, exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with the input: where it stands, what is wrong, and what would be right."""
+
+    where: str
+    what: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" ({self.remedy})" if self.remedy else "")
+
+
+class InputError(Exception):
+    """Raised when the input cannot be used; carries every fault found, without repetition."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = list(dict.fromkeys(faults))
+        super().__init__("; ".join(map(str, self.faults)))
+
+    def render(self) -> str:
+        """The message for people: a count and one line a fault."""
+        head = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        return "\n".join([f"peft_align: {head} in the input; nothing was started.", *(f"  - {f}" for f in self.faults)])
+
+
+def suggest(word: str, allowed: Iterable[str]) -> str:
+    """'did you mean X?' for a near miss, otherwise the list of what is allowed."""
+    options = list(dict.fromkeys(allowed))
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    # A key may have been given in the wrong group, or without one: 'beta' for 'method.beta'.
+    last = word.rsplit(".", 1)[-1]
+    tails = [option for option in options if option.rsplit(".", 1)[-1] == last]
+    if tails:
+        return f"did you mean '{tails[0]}'?"
+    shown = ", ".join(options[:20]) + (", ..." if len(options) > 20 else "")
+    return f"allowed: {shown}" if options else "nothing is allowed here"

@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks of one checkpoint, each scored once and kept with its samples."""

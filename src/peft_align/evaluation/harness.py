@@ -1,0 +1,154 @@
+"""lm-eval 0.4.13 on a model that is loaded already. Its own answer cache is never used: its key holds no adapter."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+
+from peft_align.config.schema import Benchmark
+from peft_align.errors import Fault, InputError
+from peft_align.evaluation.scores import Metric, Scores
+from peft_align.grid.benchmarks import OWN_TASKS
+from peft_align.grid.expand import Scoring
+from peft_align.models.loading import Base
+from peft_align.store.hub import mirrored
+from peft_align.store.records import Digests, digest_of, inventory
+
+BOOTSTRAP_ITERATIONS = 1000  # for metrics whose standard error has no closed form
+
+
+@functools.cache
+def task_manager(include_path: str | None) -> Any:
+    """lm-eval's index of tasks, with the package's and the user's; several seconds, so made once a process."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=[str(OWN_TASKS), *([include_path] if include_path else [])])
+
+
+def evaluate(benchmark: Benchmark, scoring: Scoring, base: Base, model: Any, mirror: str | None) -> Scores:
+    """Score `model` on an lm-eval task or group.
+
+    Args:
+        benchmark: which task, with how many examples in the prompt.
+        scoring: how many samples a task, and the batch size.
+        base: for its tokenizer.
+        model: the base with or without an adapter.
+        mirror: folder that is looked into before the hub.
+
+    Raises:
+        InputError: the task's data is neither in the mirror nor reachable.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    wrapped = HFLM(
+        pretrained=model, tokenizer=base.tokenizer, backend="causal", batch_size=scoring.evaluation.batch_size
+    )
+    with mirrored_datasets(mirror) as read:
+        try:
+            results = lm_eval.simple_evaluate(
+                wrapped,
+                tasks=[benchmark.task],
+                num_fewshot=benchmark.num_fewshot,
+                limit=scoring.evaluation.limit,
+                bootstrap_iters=BOOTSTRAP_ITERATIONS,
+                task_manager=task_manager(scoring.evaluation.include_path),
+                log_samples=True,
+            )
+        except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError([Fault(f"benchmark {benchmark.task}", f"its data cannot be read: {reason}",
+                                    "set hub.mirror=DIR, or be online")]) from None
+    assert results is not None
+    return Scores(_metrics(str(benchmark.task), results), _samples(results), read, _details(results))
+
+
+@contextmanager
+def mirrored_datasets(mirror: str | None) -> Iterator[dict[str, dict[str, Any]]]:
+    """While it lasts, datasets.load_dataset finds repositories in the mirror; yields what was read from there.
+
+    lm-eval's tasks name their dataset in YAML and call load_dataset themselves; this is the one place to redirect.
+    """
+    read: dict[str, dict[str, Any]] = {}
+    original = datasets.load_dataset
+
+    @functools.wraps(original)
+    def load_dataset(path: str, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        folder = mirrored(mirror, path, kwargs.get("revision"))
+        if folder is None:
+            return original(path, name, *args, **kwargs)
+        kwargs.pop("revision", None)
+        loaded = original(str(folder), name, *args, **kwargs)
+        builder = datasets.load_dataset_builder(str(folder), name)
+        paths = [p for split in (builder.config.data_files or {}).values() for p in split]
+        prefix = str(folder.resolve())
+        names = [str(p).removeprefix(prefix).lstrip("/") for p in paths]
+        known = read.setdefault(path, {"files": {}})["files"]
+        known.update(inventory(folder, [n for n in names if n not in known], Digests()))
+        return loaded
+
+    datasets.load_dataset = load_dataset
+    try:
+        yield read
+    finally:
+        datasets.load_dataset = original
+        for entry in read.values():
+            entry["digest"] = digest_of(entry["files"])
+
+
+def _metrics(task: str, results: dict[str, Any]) -> list[Metric]:
+    """The task's own numbers; for a tag, which has none, those of its tasks."""
+    if task in results["results"]:
+        return _of_one(task, results, "")
+    return [metric for part in results["results"] for metric in _of_one(part, results, part)]
+
+
+def _of_one(task: str, results: dict[str, Any], part: str) -> list[Metric]:
+    found = []
+    values = results["results"][task]
+    better = results.get("higher_is_better", {}).get(task, {})
+    leaves = [leaf for leaf in _leaves(task, results) if leaf in results["n-samples"]]
+    n = sum(results["n-samples"][leaf]["effective"] for leaf in leaves)
+    filters = {key.partition(",")[2] for key in values if "," in key}
+    for key, value in values.items():
+        name, comma, filtered = key.partition(",")
+        if not comma or name.endswith("_stderr") or not isinstance(value, (int, float)):
+            continue
+        stderr = values.get(f"{name}_stderr,{filtered}")
+        shown = name if len(filters) == 1 else f"{name},{filtered}"
+        error = float(stderr) if isinstance(stderr, (int, float)) else None
+        found.append(Metric(shown, float(value), error, n, better.get(name), part))
+    return found
+
+
+def _leaves(task: str, results: dict[str, Any]) -> list[str]:
+    children = results.get("group_subtasks", {}).get(task, [])
+    return [leaf for child in children for leaf in _leaves(child, results)] if children else [task]
+
+
+def _samples(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each sample with its answers and scores; the prompt by its hash, as few-shot prompts repeat the examples."""
+    keep = ("doc_id", "doc_hash", "prompt_hash", "target", "filter", "resps", "filtered_resps")
+    return [
+        {"task": task, **{key: sample[key] for key in keep if key in sample},
+         **{metric: sample[metric] for metric in sample.get("metrics", [])}, "doc": sample["doc"]}
+        for task, samples in results.get("samples", {}).items()
+        for sample in samples
+    ]
+
+
+def _details(results: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "versions": results.get("versions", {}),
+        "n_shot": results.get("n-shot", {}),
+        "subtasks": {
+            task: {k: v for k, v in values.items() if isinstance(v, (int, float))}
+            for task, values in results["results"].items()
+        },
+    }

@@ -1,0 +1,242 @@
+"""Blocks into cells, and what overrides do to them, block by block.
+
+A key that a block varies or sets keeps the cells with the given values; a block left empty is dropped. If no block has
+such a value, the given values take the place of the key's in every block that has it. In a block without the key it is
+a constant, or a new axis if several values are given. Order: command line > when > set > the option's default.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from peft_align.config import validate
+from peft_align.config.command_line import Override
+from peft_align.config.compose import ConfigSpace
+from peft_align.config.schema import GROUPS
+from peft_align.errors import Fault, InputError
+from peft_align.grid.language import Block, When, check_value, unique
+
+MAX_CELLS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of values.
+
+    Attributes:
+        block: name of its block.
+        values: what the block and the command line assign: groups and dotted settings.
+        axes: the keys among them that vary.
+        outer: the values without those of `when`: where the search for a parent's values starts.
+    """
+
+    block: Block
+    values: dict[str, Any]
+    axes: tuple[str, ...]
+    outer: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A cell left out, with the reason given."""
+
+    values: dict[str, Any]
+    reason: str
+
+
+def applies(space: ConfigSpace, key: str, values: Mapping[str, Any]) -> bool:
+    """Whether the option chosen in `values` has the setting at all (`method.beta` is DPO's)."""
+    leaf = validate.leaves().get(key)
+    if leaf is None or leaf.kinds is None:
+        return True
+    group = key.partition(".")[0]
+    return space.node(group, values.get(group, space.defaults[group])).get("kind") in leaf.kinds
+
+
+def matches(space: ConfigSpace, where: Mapping[str, list[Any]], values: Mapping[str, Any]) -> bool:
+    """Whether a cell has one of the asked values for each key; a group not in the cell has its default option."""
+    return all(values.get(key, space.defaults.get(key)) in allowed for key, allowed in where.items())
+
+
+def expand_block(space: ConfigSpace, block: Block) -> Iterator[Cell]:
+    """All cells of a block, excluded ones too, in the order of the axes."""
+    rows: list[list[dict[str, Any]]] = [[{key: v} for v in values] for key, values in block.axes.items()]
+    for group in block.zip:
+        length = len(next(iter(group.values()), []))
+        rows.append([{key: values[i] for key, values in group.items()} for i in range(length)])
+    for combination in itertools.product(*rows):
+        varied = {key: v for part in combination for key, v in part.items()}
+        outer = {**block.set, **varied, **block.fixed}
+        for inner in when_values(space, block, outer):
+            values = {**outer, **inner, **block.fixed}
+            kept = {key: v for key, v in values.items() if applies(space, key, values)}
+            keys = tuple(key for key in (*varied, *inner) if key in kept and key not in block.fixed)
+            yield Cell(block, kept, keys, outer)
+
+
+def when_values(space: ConfigSpace, block: Block, outer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The combinations of the `when` axes that hold for a cell; one empty combination if none does."""
+    combinations: list[dict[str, Any]] = [{}]
+    for when in block.when:
+        combinations = [
+            {**inner, **dict(zip(when.axes, picked, strict=True))}
+            for inner in combinations
+            for picked in (
+                itertools.product(*when.axes.values()) if matches(space, when.where, {**outer, **inner}) else [None]
+            )
+            if picked is not None
+        ] or combinations
+    yield from combinations
+
+
+def size(block: Block) -> int:
+    """An upper bound of the number of cells, without making them."""
+    total = 1
+    for values in block.axes.values():
+        total *= len(values)
+    for group in block.zip:
+        total *= len(next(iter(group.values()), [1]))
+    for when in block.when:
+        for values in when.axes.values():
+            total *= len(values)
+    return total
+
+
+def narrow(
+    space: ConfigSpace, blocks: Sequence[Block], overrides: Sequence[Override]
+) -> tuple[list[Cell], list[Excluded], list[str]]:
+    """Expand the blocks under the overrides.
+
+    Returns:
+        The cells, the excluded ones with their reasons, and a line for what each override did to each block.
+
+    Raises:
+        InputError: an override's key or value does not exist, an exclude matches nothing, the grid is too large,
+            or nothing is left of it.
+    """
+    faults: list[Fault] = []
+    checked = [(o, [check_value(space, o.key, v, o.text, faults) for v in o.values]) for o in overrides]
+    _check_axes(checked, faults)
+    space.prefetch(_options(blocks, checked)) if not faults else None
+    if faults:
+        raise InputError(faults)
+    edited, notes = list(blocks), []
+    filters: list[tuple[Override, list[Any]]] = []
+    for override, values in checked:
+        owners = [block for block in blocks if override.key in block.own_keys()]
+        known = any(v in _all_values(block, override.key) for block in owners for v in values)
+        if owners and known:
+            filters.append((override, values))
+        for i, block in enumerate(edited):
+            if block.name == "" or (override.key in block.own_keys() and known):
+                continue
+            edited[i] = _assign(block, override.key, values)
+            had = override.key in block.own_keys()
+            what = "replaces its values" if had else ("a new axis" if len(values) > 1 else "set for all its runs")
+            notes.append(f"{override.text}: block {block.name}: {what}")
+    if sum(map(size, edited)) > MAX_CELLS:
+        total = sum(map(size, edited))
+        raise InputError([Fault("grid", f"{total} cells are too many", f"at most {MAX_CELLS}; narrow an axis")])
+    cells: list[Cell] = []
+    excluded: list[Excluded] = []
+    for block, original in zip(edited, blocks, strict=True):
+        kept = list(expand_block(space, block))
+        _check_excludes(space, original, kept if block is original else expand_block(space, original), faults)
+        for override, values in filters:
+            if override.key not in original.own_keys():
+                continue
+            before = len(kept)
+            kept = [new for cell in kept for new in _filter(space, cell, override.key, values)]
+            notes.append(f"{override.text}: block {block.name}: {len(kept)} of {before} cells kept")
+        for cell in kept:
+            reason = next((e.reason for e in block.exclude if matches(space, e.where, cell.values)), None)
+            if reason is None:
+                cells.append(cell)
+            else:
+                excluded.append(Excluded(cell.values, reason))
+    _check_reached(space, checked, cells, faults)
+    if not faults and not cells:
+        faults.append(Fault(" ".join(o.text for o in overrides) or "grid", "no run is left", "see the blocks of the grid"))
+    if faults:
+        raise InputError(faults)
+    return cells, excluded, notes
+
+
+def _assign(block: Block, key: str, values: list[Any]) -> Block:
+    """The block with `key` set to the values, wherever it stood before."""
+    base = replace(
+        block,
+        axes={k: v for k, v in block.axes.items() if k != key},
+        zip=tuple(group for z in block.zip if (group := {k: v for k, v in z.items() if k != key})),
+        when=tuple(When(w.where, axes) for w in block.when if (axes := {k: v for k, v in w.axes.items() if k != key})),
+        set={k: v for k, v in block.set.items() if k != key},
+    )
+    if len(values) == 1:
+        return replace(base, fixed={**base.fixed, key: values[0]})
+    return replace(base, axes={**base.axes, key: unique(values)})
+
+
+def _filter(space: ConfigSpace, cell: Cell, key: str, values: list[Any]) -> list[Cell]:
+    if key in cell.values:
+        return [cell] if cell.values[key] in values else []
+    if not applies(space, key, cell.values):
+        return [cell]
+    # The key belongs to a `when` that does not hold for this cell: for it, the values are new.
+    axes = (*cell.axes, key) if len(values) > 1 else cell.axes
+    return [replace(cell, values={**cell.values, key: v}, outer={**cell.outer, key: v}, axes=axes) for v in values]
+
+
+def _all_values(block: Block, key: str) -> list[Any]:
+    found = [*block.axes.get(key, []), *([block.set[key]] if key in block.set else [])]
+    for group in block.zip:
+        found += group.get(key, [])
+    for when in block.when:
+        found += when.axes.get(key, [])
+    return found
+
+
+def _options(
+    blocks: Sequence[Block], checked: Sequence[tuple[Override, list[Any]]]
+) -> Iterable[tuple[str, str]]:
+    """The options that the blocks and overrides name, to be composed together."""
+    for override, values in checked:
+        if override.key in GROUPS:
+            yield from ((override.key, v) for v in values)
+    narrowed = {override.key for override, _ in checked}
+    for block in blocks:
+        for group in set(GROUPS) - narrowed:
+            yield from ((group, v) for v in _all_values(block, group))
+
+
+def _check_axes(checked: Sequence[tuple[Override, list[Any]]], faults: list[Fault]) -> None:
+    for override, values in checked:
+        leaf = validate.leaves().get(override.key)
+        if len(values) > 1 and leaf is not None and not leaf.scientific:
+            hint = f"a list is written {override.key}=[a,b]" if "list" in str(leaf.type) else "give one value"
+            faults.append(Fault(override.text, "is operational: it changes no result, so it cannot be an axis", hint))
+
+
+def _check_excludes(space: ConfigSpace, block: Block, cells: Iterable[Cell], faults: list[Fault]) -> None:
+    unmatched = dict(enumerate(block.exclude))
+    for cell in cells if unmatched else ():
+        for i in [i for i, e in unmatched.items() if matches(space, e.where, cell.values)]:
+            del unmatched[i]
+    for exclude in unmatched.values():
+        faults.append(Fault(f"block {block.name}: exclude {exclude.where}", "matches no cell of the block"))
+
+
+def _check_reached(
+    space: ConfigSpace, checked: Sequence[tuple[Override, list[Any]]], cells: Sequence[Cell], faults: list[Fault]
+) -> None:
+    """A setting that only some kinds have must reach at least one run."""
+    for override, _ in checked:
+        leaf = validate.leaves().get(override.key)
+        if leaf is None or leaf.kinds is None or not cells:
+            continue
+        if not any(applies(space, override.key, cell.values) for cell in cells):
+            group = override.key.partition(".")[0]
+            kinds = " or ".join(sorted(leaf.kinds))
+            faults.append(Fault(override.text, f"no run of this sweep has it: it belongs to {group} {kinds}"))

@@ -1,0 +1,104 @@
+"""What a run costs: parameters by the closed formula, disk, and time from measured throughput. No download, no torch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from peft_align.config.schema import Shape
+from peft_align.grid.expand import Run
+from peft_align.grid.planner import Item
+from peft_align.store.runs import RunDir
+
+BYTES = {"fp32": 4, "bf16": 2}
+METRICS_BYTES_PER_STEP = 300
+FILE_OVERHEAD = 8_000  # headers and configs beside an adapter's weights
+
+
+def module_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of the linear modules of one Llama-like decoder layer."""
+    kv = shape.hidden // shape.heads * shape.kv_heads
+    return {
+        "q_proj": (shape.hidden, shape.hidden),
+        "k_proj": (shape.hidden, kv),
+        "v_proj": (shape.hidden, kv),
+        "o_proj": (shape.hidden, shape.hidden),
+        "gate_proj": (shape.hidden, shape.ffn),
+        "up_proj": (shape.hidden, shape.ffn),
+        "down_proj": (shape.ffn, shape.hidden),
+    }
+
+
+def adapter_parameters(run: Run) -> int | None:
+    """Trainable parameters: r × (inputs + outputs) per target module and layer. None if a module is not known."""
+    modules = module_shapes(run.config.model.shape)
+    peft = run.config.peft
+    if any(name not in modules for name in peft.target_modules):
+        return None
+    return run.config.model.shape.layers * peft.r * sum(sum(modules[name]) for name in set(peft.target_modules))
+
+
+def disk_bytes(items: Iterable[Item]) -> int:
+    """Bytes that the training still to be done will leave on disk: a checkpoint a step asked for (adapter/ is linked)."""
+    total = 0
+    for item in items:
+        if item.train is None:
+            continue
+        parameters = adapter_parameters(item.run) or 0
+        one = parameters * BYTES[item.run.config.peft.adapter_dtype] + FILE_OVERHEAD
+        total += len(item.run.steps) * one + item.run.config.train.max_steps * METRICS_BYTES_PER_STEP
+    return total
+
+
+def seconds_left(root: Path, items: Iterable[Item]) -> float | None:
+    """Seconds of training still to be done, from the measured seconds a step of like runs; None without a measurement.
+
+    Like runs share model, method and precision of the base. A kind of run that was never measured makes the whole
+    unknown, rather than too small.
+    """
+    measured: dict[tuple[str, ...], list[float]] = {}
+    todo: list[Item] = []
+    for item in items:
+        if item.run.kind != "train":
+            continue
+        if item.train is not None:
+            todo.append(item)
+            continue
+        record = RunDir(root, item.run.id).train_record()
+        if record and record.get("seconds_per_step"):
+            measured.setdefault(_likeness(item.run), []).append(record["seconds_per_step"])
+    total = 0.0
+    for item in todo:
+        rates = measured.get(_likeness(item.run))
+        if not rates:
+            return None
+        total += statistics.median(rates) * item.run.config.train.max_steps
+    return total
+
+
+def _likeness(run: Run) -> tuple[str, ...]:
+    config = run.config
+    shape = (config.train.batch_size, config.train.max_length, config.train.micro_batch_size)
+    return (run.choices["model"], config.method.kind, run.base, *map(str, shape))
+
+
+def human_bytes(count: float) -> str:
+    """1.5 GB"""
+    if count < 1000:
+        return f"{count:.0f} B"
+    power = min(int(math.log10(count) // 3), 5)
+    return f"{count / 1000**power:.1f} {['B', 'kB', 'MB', 'GB', 'TB', 'PB'][power]}"
+
+
+def human_time(seconds: float) -> str:
+    """1 h 02 min"""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,219 @@
+"""What is done and what is missing, from the disk alone. Imports no torch; used by plan, by the launcher and by jobs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from peft_align.config.compose import scientific
+from peft_align.config.identity import base_identity, short_hash, slug
+from peft_align.config.schema import Benchmark
+from peft_align.grid.expand import Run, Scoring
+from peft_align.store.hub import dataset_folder, mirrored, model_folder
+from peft_align.store.records import Digests, complete, digest_of, read_json
+from peft_align.store.runs import RunDir, step_name
+
+BASELINE_STEP = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One benchmark of one checkpoint (step 0: the bare base)."""
+
+    run_id: str
+    step: int
+    benchmark: str
+    config: Benchmark
+    scoring: Scoring
+    key: dict[str, Any] | None  # None while the checkpoint does not exist
+
+    @cached_property
+    def name(self) -> str:
+        """Folder name: readable, and unique by the hash of the key."""
+        text = json.dumps(self.key, sort_keys=True)
+        return f"{slug([self.benchmark])}-{step_name(self.step)}-{short_hash(text)}"
+
+
+@dataclass
+class Item:
+    """One run of the plan."""
+
+    run: Run
+    train: str | None = None  # why it is to be trained; None: it need not be
+    requests: list[Request] = field(default_factory=list)
+    missing: list[tuple[Request, str]] = field(default_factory=list)
+    failure: str | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.train is None and not self.missing
+
+    @property
+    def why(self) -> str:
+        """What is to be done, in words; empty when nothing is."""
+        parts = [self.train] if self.train else []
+        if self.missing:
+            names = sorted({request.benchmark for request, _ in self.missing})
+            reasons = sorted({reason for _, reason in self.missing if reason})
+            parts.append(f"evaluate {', '.join(names)}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+        return "; ".join(parts)
+
+
+class Planner:
+    """Compares runs with what lies under one root."""
+
+    def __init__(self, root: Path, mirror: str | None) -> None:
+        self.root, self.mirror = root, mirror
+        self.digests = Digests()
+        self._inputs: dict[tuple[str, str], str] = {}
+
+    def plan(self, runs: Iterable[Run]) -> list[Item]:
+        """The state of every run."""
+        items = [self.item(run) for run in runs]
+        self.digests.save()
+        return items
+
+    def item(self, run: Run) -> Item:
+        """The state of one run; an attempt that was complete when its process died is put in place first."""
+        directory = RunDir(self.root, run.id)
+        item = Item(run)
+        record = None
+        if run.kind == "train":
+            record = directory.train_record()
+            item.train = self._train(run, directory, record)
+        failure = directory.failure()
+        item.failure = f"{failure['stage']}: {failure['reason']}" if failure else None
+        for request in requests(run, record if item.train is None else None):
+            item.requests.append(request)
+            reason = self._evaluated(run, directory, request)
+            if reason is not None:
+                item.missing.append((request, reason))
+        return item
+
+    def _train(self, run: Run, directory: RunDir, record: Mapping[str, Any] | None) -> str | None:
+        if record is None:
+            return "train"
+        lacking = [s for s in run.steps if str(s) not in record["checkpoints"]]
+        if lacking:
+            return f"retrain for steps {', '.join(map(str, lacking))}"
+        for step, entry in record["checkpoints"].items():
+            if wrong := complete(directory.checkpoint(int(step)), entry["files"]):
+                return f"retrain: {wrong}"
+        last = record["checkpoints"][str(max(map(int, record["checkpoints"])))]
+        if wrong := complete(directory.adapter, last["files"]) or complete(directory.path, record["metrics"]):
+            return f"retrain: {wrong}"
+        changed = self.changed_inputs(run, record["inputs"])
+        return f"retrain: {changed}" if changed else None
+
+    def _evaluated(self, run: Run, directory: RunDir, request: Request) -> str | None:
+        if request.key is None:
+            return ""
+        folder = directory.evaluation(request.name)
+        record = read_json(folder / "record.json")
+        if record is None:
+            return ""
+        if wrong := complete(folder, record["files"]):
+            return wrong
+        return self.changed_inputs(run, record["inputs"], request)
+
+    def changed_inputs(
+        self, run: Run, inputs: Mapping[str, Mapping[str, Any]], request: Request | None = None
+    ) -> str | None:
+        """Which input a record read is another one now: both digests, or None. What is not on this machine is passed."""
+        for name, read in inputs.items():
+            folder: Path | None
+            if name == "model":
+                folder = model_folder(run.config.model, self.mirror)
+            elif name == "data":
+                dataset = request.scoring.dataset if request else run.config.dataset
+                folder = dataset_folder(dataset, self.mirror)
+            else:
+                folder = mirrored(self.mirror, name)
+            if folder is None or not read["files"]:
+                continue
+            now = self._digest(folder, read["files"])
+            if now != read["digest"]:
+                return f"{name} changed: was {read['digest'][:12]}, is {now[:12]}"
+        return None
+
+    def _digest(self, folder: Path, files: Mapping[str, Any]) -> str:
+        names = tuple(sorted(files))
+        key = (str(folder), "\n".join(names))
+        if key not in self._inputs:
+            try:
+                found = {name: {"sha256": self.digests.of(folder / name)} for name in names}
+                self._inputs[key] = digest_of(found)
+            except OSError:
+                self._inputs[key] = "missing files"
+        return self._inputs[key]
+
+
+def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:
+    """What is to be evaluated of a run, once each. `record`: its training record, if it is done."""
+    found: dict[tuple[Any, ...], Request] = {}
+    for scoring in run.scorings:
+        steps = (BASELINE_STEP,) if run.kind == "baseline" else run.steps
+        for step in steps:
+            for name, benchmark in scoring.benchmarks:
+                key = request_key(run, benchmark, scoring, step, record)
+                request = Request(run.id, step, name, benchmark, scoring, key)
+                unique = (step, name, repr(key) if key else repr(conditions(benchmark, scoring)))
+                found.setdefault(unique, request)
+    return list(found.values())
+
+
+def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
+    """What decides a score besides the model: the benchmark, its version, and how much of which data."""
+    content: dict[str, Any] = {"benchmark": asdict(benchmark)}
+    del content["benchmark"]["metrics"]  # which of the computed metrics are shown
+    if benchmark.kind == "lm_eval":
+        return content | {"limit": scoring.evaluation.limit, "lm_eval": installed("lm_eval")}
+    return content | {
+        "version": 1,
+        "dataset": scientific(type(scoring.dataset), scoring.dataset),
+        "rule": scoring.preference.rule,
+        "split": scoring.evaluation.heldout_split,
+        "pairs": scoring.evaluation.heldout,
+        "max_length": scoring.max_length,
+    }
+
+
+def request_key(
+    run: Run, benchmark: Benchmark, scoring: Scoring, step: int, record: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """The key of an evaluation, or None while its adapter does not exist."""
+    adapter = None
+    if run.kind == "train":
+        if record is None:
+            return None
+        adapter = record["checkpoints"][str(step)]["digest"]
+    return conditions(benchmark, scoring) | {"adapter": adapter, "base": base_identity(run.config)}
+
+
+@functools.cache
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def order(items: Sequence[Item]) -> list[Item]:
+    """Parents before children, otherwise as they came."""
+    by_id = {item.run.id: item for item in items}
+    placed: dict[str, Item] = {}
+
+    def place(item: Item) -> None:
+        for parent in item.run.parents:
+            place(by_id[parent])
+        placed.setdefault(item.run.id, item)
+
+    for item in items:
+        place(item)
+    return list(placed.values())

@@ -1,0 +1,1 @@
+"""Models: bases loaded once, adapters made and kept, responses scored."""

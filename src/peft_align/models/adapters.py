@@ -1,0 +1,101 @@
+"""Adapters: made, continued, saved in plain PEFT format, and taken off again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from peft_align.config.schema import Peft
+from peft_align.errors import Fault, InputError
+from peft_align.models.loading import DTYPES, Base
+from peft_align.store.records import digest_of, sha256, sync_tree
+
+
+def new_adapter(base: Base, peft: Peft) -> PeftModel:
+    """Put a fresh adapter on the base; seed torch before. Raises InputError if a target module does not exist."""
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=peft.r,
+        lora_alpha=peft.alpha,
+        lora_dropout=peft.dropout,
+        target_modules=list(peft.target_modules),
+        bias="none",
+    )
+    names = {name.rpartition(".")[2] for name, _ in base.model.named_modules()}
+    absent = [name for name in peft.target_modules if name not in names]
+    if absent:
+        what = f"{', '.join(absent)}: the model has no such module"
+        raise InputError([Fault("peft.target_modules", what, "see `print(model)` for the names")])
+    model = get_peft_model(base.model, config, autocast_adapter_dtype=False)
+    cast_adapter(model, peft)
+    return model
+
+
+def continue_adapter(base: Base, folder: Path, peft: Peft) -> PeftModel:
+    """Put a trainable copy of a saved adapter on the base, with this run's dropout."""
+    config = LoraConfig.from_pretrained(folder)
+    config.lora_dropout, config.inference_mode = peft.dropout, False
+    model = PeftModel.from_pretrained(base.model, folder, is_trainable=True, config=config, autocast_adapter_dtype=False)
+    cast_adapter(model, peft)
+    return model
+
+
+def cast_adapter(model: PeftModel, peft: Peft) -> None:
+    """Hold the adapter's weights in the precision asked for; trainers have opinions of their own about that."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(DTYPES[peft.adapter_dtype])
+
+
+def trainable_parameters(model: PeftModel) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def save_adapter(model: PeftModel, folder: Path, base_name: str) -> dict[str, Any]:
+    """Save the trained adapter alone (not a reference beside it) and return its files and digest."""
+    model.save_pretrained(
+        str(folder), selected_adapters=["default"], safe_serialization=True, save_embedding_layers=False
+    )
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_name  # not the folder of this machine
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    sync_tree(folder)
+    names = sorted(p.name for p in folder.iterdir())
+    files = {name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+    return {"files": files, "digest": digest_of(files)}
+
+
+@contextmanager
+def loaded_adapter(base: Base, folder: Path | None) -> Iterator[Any]:
+    """The base with a saved adapter on it for evaluation, or the bare base; the base is as before afterwards."""
+    if folder is None:
+        yield base.model
+        return
+    model = PeftModel.from_pretrained(base.model, folder, is_trainable=False, autocast_adapter_dtype=False)
+    model.eval()
+    try:
+        yield model
+    finally:
+        take_off(base, model)
+
+
+def take_off(base: Base, model: PeftModel) -> None:
+    """Give the base back as it was loaded: no adapter, no trainer's forward, frozen, in evaluation mode."""
+    model.unload()
+    for leftover in ("forward", "peft_config", "_hf_peft_config_loaded"):
+        base.model.__dict__.pop(leftover, None)
+    if base.model.is_activation_checkpointing:
+        base.model.gradient_checkpointing_disable()
+    base.model.disable_input_require_grads() if hasattr(base.model, "_require_grads_hook") else None
+    base.model.requires_grad_(False)
+    base.model.eval()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,183 @@
+"""Loads a base model and its tokenizer at one precision; keeps the last one for the runs that share it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+
+from peft_align.config.identity import short_hash
+from peft_align.config.schema import Config, Model, Shape
+from peft_align.errors import Fault, InputError
+from peft_align.store.hub import fetch_snapshot, model_folder
+from peft_align.store.records import Digests, cache_dir, digest_of, inventory, sync_tree, write_json
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+IDENTIFYING = ("*.safetensors", "config.json", "tokenizer*", "*.model", "special_tokens_map.json")
+
+
+@dataclass
+class Base:
+    """A frozen base model at one precision, and what a record keeps of it."""
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+    source: dict[str, Any]
+
+
+@dataclass
+class BaseCache:
+    """Keeps the base that was loaded last, so that runs which share it load it once."""
+
+    _key: str = ""
+    _base: Base | None = None
+    loads: int = field(default=0)
+
+    def get(self, config: Config) -> Base:
+        """The base of a run's config. Raises InputError if it is not to be had."""
+        peft = config.peft
+        key = repr((config.model, peft.base_precision, peft.double_quantization, peft.compute_dtype))
+        if self._base is None or self._key != key:
+            self._base = None  # free the old one first
+            self._base, self._key = load_base(config), key
+            self.loads += 1
+        return self._base
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_base(config: Config) -> Base:
+    """Load the base of a run, frozen. Safetensors only; no code of the repository is run.
+
+    Raises:
+        InputError: the weights are not on this machine and cannot be fetched, or cannot be read.
+    """
+    folder, commit = find_model(config.model, config.hub.mirror)
+    peft = config.peft
+    compute = DTYPES[peft.compute_dtype]
+    quantization = None
+    if peft.base_precision == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=peft.double_quantization,
+            bnb_4bit_compute_dtype=compute,
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=compute if quantization else DTYPES[peft.base_precision],
+            quantization_config=quantization,
+            attn_implementation=config.model.attention,
+            device_map={"": device()},
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+        tokenizer = load_tokenizer(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError([Fault(str(folder), f"cannot be loaded: {str(error).splitlines()[0][:300]}")]) from None
+    model.requires_grad_(False)
+    model.eval()
+    files = inventory(folder, identifying_files(folder), Digests())
+    name = config.model.hub_id or f"random-{config.model.shape.layers}x{config.model.shape.hidden}"
+    return Base(model, tokenizer, folder, {"name": name, "commit": commit, "files": files, "digest": digest_of(files)})
+
+
+def load_tokenizer(folder: Path) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if tokenizer.pad_token is None:
+        # Padding is always masked, so any token serves; LLaMA and Mistral have none of their own.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def identifying_files(folder: Path) -> list[str]:
+    """The files that make the model what it is."""
+    return sorted({path.name for pattern in IDENTIFYING for path in folder.glob(pattern)})
+
+
+def find_model(model: Model, mirror: str | None) -> tuple[Path, str | None]:
+    """The folder of a model and its commit, fetched or built where it is not there. Raises InputError."""
+    found = model_folder(model, mirror)
+    if found is not None:
+        return found, None
+    if model.source == "random":
+        return build_random(model.shape), None
+    if model.source == "cache":
+        raise InputError([missing_from_cache(model)])
+    assert model.hub_id is not None
+    try:
+        return fetch_snapshot(model.hub_id, model.revision, "model")
+    except (OSError, ValueError) as error:
+        looked = f"the mirror {mirror} nor " if mirror else ""
+        reason = str(error).splitlines()[0][:200]
+        raise InputError(
+            [Fault(model.hub_id, f"is neither in {looked}the hub's cache nor reachable: {reason}", "set hub.mirror=DIR")]
+        ) from None
+
+
+def missing_from_cache(model: Model) -> Fault:
+    """What to tell people when a converted model was not made yet."""
+    what = f"is not in the cache ({cache_dir() / 'models'})"
+    return Fault(str(model.hub_id), what, "make it once with: python scripts/fetch_smollm2.py")
+
+
+def build_random(shape: Shape) -> Path:
+    """A Llama with random weights (seed 0) and a byte-level tokenizer, saved in the cache."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<pad>", "<s>", "</s>"]
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate([*specials, *alphabet])}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=4096
+    )
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=shape.tied,
+        initializer_range=0.1,  # larger than usual: logits that differ, so that tests can tell models apart
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    return save_to_cache(model, tokenizer, f"random-{short_hash(repr(shape))}", {"built": repr(shape)})
+
+
+def save_to_cache(model: Any, tokenizer: Any, name: str, note: dict[str, Any]) -> Path:
+    """Save a model in the cache under `name`, whole or not at all; another process's copy is kept."""
+    target = cache_dir() / "models" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}."))
+    try:
+        model.save_pretrained(temporary, safe_serialization=True)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / "complete.json", note)
+        sync_tree(temporary)
+        if not (target / "complete.json").is_file():
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target

@@ -1,0 +1,1 @@
+"""What lies on disk: run directories, records written last, sweeps, and where data and models are found."""

@@ -1,0 +1,56 @@
+"""Where datasets and models lie on this machine: a mirror folder, the cache, or the package itself.
+
+Nothing here imports torch or reaches the network; `fetch_snapshot` does, when a job needs what is not there.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from peft_align.config.identity import short_hash
+from peft_align.config.schema import Dataset, Model
+from peft_align.store.records import cache_dir
+
+WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # never pickles
+
+
+def mirrored(mirror: str | None, repo_id: str, revision: str | None = None) -> Path | None:
+    """DIR/<repo id>@<revision> or DIR/<repo id>, if the mirror has it."""
+    if mirror is None:
+        return None
+    names = [f"{repo_id}@{revision}", repo_id] if revision else [repo_id]
+    return next((folder for name in names if (folder := Path(mirror).expanduser() / name).is_dir()), None)
+
+
+def dataset_folder(dataset: Dataset, mirror: str | None) -> Path | None:
+    """The dataset's folder, if it is on this machine outside the hub's own cache."""
+    if dataset.hub_id is None:
+        return Path(str(files("peft_align"))) / "data" / dataset.loader
+    return mirrored(mirror, dataset.hub_id, dataset.revision)
+
+
+def model_folder(model: Model, mirror: str | None) -> Path | None:
+    """The model's folder, if it is on this machine outside the hub's own cache."""
+    if model.source == "random":
+        folder = cache_dir() / "models" / f"random-{short_hash(repr(model.shape))}"
+    elif model.source == "cache":
+        folder = cache_dir() / "models" / str(model.hub_id)
+    else:
+        return mirrored(mirror, str(model.hub_id), model.revision)
+    return folder if (folder / "complete.json").is_file() else None
+
+
+def fetch_snapshot(
+    repo_id: str, revision: str | None, kind: str, patterns: list[str] | None = None
+) -> tuple[Path, str]:
+    """The local folder of a hub repository and its commit; downloads what is missing.
+
+    Raises:
+        OSError, ValueError: as huggingface_hub does, when it is neither cached nor reachable.
+    """
+    from huggingface_hub import snapshot_download
+
+    allowed = list(patterns or WEIGHT_PATTERNS) if kind == "model" else patterns
+    folder = Path(snapshot_download(repo_id, revision=revision, repo_type=kind, allow_patterns=allowed))
+    return folder, folder.name

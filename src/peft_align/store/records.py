@@ -1,0 +1,130 @@
+"""Records: small JSON files that are either whole or absent, and the digests of what they speak of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+def cache_dir() -> Path:
+    """Where converted models and digests are kept: $PEFT_ALIGN_CACHE, or peft_align in the user's cache folder."""
+    own = os.environ.get("PEFT_ALIGN_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "peft_align"
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success it is synced to disk and renamed to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the file's (or folder's) content on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` for every file and folder below, and the folder itself."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        sync(path)
+    sync(folder)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a record atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The record, or None if it is absent or not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+class Digests:
+    """sha256 of files, remembered by path, size and time of change, so that 14 GB are read once."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or cache_dir() / "digests.json"
+        self._known: dict[str, list[Any]] | None = None
+        self._fresh: dict[str, list[Any]] = {}
+
+    def of(self, path: Path) -> str:
+        """The file's sha256 in hexadecimal. Raises OSError."""
+        path = path.resolve()
+        stat = path.stat()
+        if self._known is None:
+            self._known = read_json(self.path) or {}
+        known = self._known.get(str(path))
+        if isinstance(known, list) and known[:2] == [stat.st_size, stat.st_mtime_ns]:
+            return str(known[2])
+        digest = sha256(path)
+        self._known[str(path)] = self._fresh[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]
+        return digest
+
+    def save(self) -> None:
+        """Add what was computed to the file; another process's entries are kept."""
+        if self._fresh:
+            with suppress(OSError):  # a cache: without it, digests are computed again
+                write_json(self.path, {**(read_json(self.path) or {}), **self._fresh})
+            self._fresh = {}
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """One digest of several files' names and contents, as `inventory` gives them."""
+    lines = [f"{name} {files[name]['sha256']}" for name in sorted(files)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def inventory(folder: Path, names: Iterator[str] | list[str], digests: Digests) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of the named files of a folder."""
+    found = {}
+    for name in sorted(names):
+        path = folder / name
+        found[name] = {"size": path.stat().st_size, "sha256": digests.of(path)}
+    digests.save()
+    return found
+
+
+def complete(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """None if every file is there in its size, else what is wrong. Contents are checked when they are read."""
+    for name, entry in files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            return f"{folder.name}/{name} is missing"
+        if size != entry["size"]:
+            return f"{folder.name}/{name} has {size} bytes, not {entry['size']}"
+    return None

@@ -1,0 +1,135 @@
+"""One directory a run, shared by all sweeps under one root.
+
+    runs/<id>/
+        run.json                     what the run is; written when it starts
+        train.json                   the record of training, written last
+        adapter/                     the last checkpoint, in PEFT's format
+        checkpoints/step-000100/     the adapter at each step asked for
+        metrics.jsonl                one line a step
+        attempt/                     a training in progress; committed as a whole when it is complete
+        evaluations/<name>/          samples.jsonl.gz, and record.json written last
+        progress.json, failed.json   what happens now; why it stopped
+        train.log                    what the job printed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft_align.store.records import read_json, write_json
+
+PRODUCTS = ("adapter", "checkpoints", "metrics.jsonl")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths and records of one run."""
+
+    root: Path
+    id: str
+
+    @property
+    def path(self) -> Path:
+        return self.root / "runs" / self.id
+
+    @property
+    def attempt(self) -> Path:
+        return self.path / "attempt"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "train.log"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / step_name(step)
+
+    def evaluation(self, name: str) -> Path:
+        return self.path / "evaluations" / name
+
+    def train_record(self) -> dict[str, Any] | None:
+        return read_json(self.path / "train.json")
+
+    def failure(self) -> dict[str, Any] | None:
+        return read_json(self.path / "failed.json")
+
+    def progress(self) -> dict[str, Any] | None:
+        return read_json(self.path / "progress.json")
+
+    def report_progress(self, **now: Any) -> None:
+        """Say what is being done, for `status` and the live table."""
+        write_json(self.path / "progress.json", {**now, "time": time.time(), "pid": os.getpid()})
+
+    def fail(self, stage: str, reason: str, **more: Any) -> None:
+        """Record why the run stopped."""
+        write_json(self.path / "failed.json", {"stage": stage, "reason": reason, "time": time.time(), **more})
+        (self.path / "progress.json").unlink(missing_ok=True)
+
+    def clear_state(self) -> None:
+        """Forget an earlier failure and what was in progress."""
+        for name in ("failed.json", "progress.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def commit_attempt(self) -> bool:
+        """Put a complete attempt in the place of what was there; True if there was one.
+
+        An attempt is complete when its own record is there. The record of the run is removed first and comes last, and
+        every step can be repeated, so a kill anywhere in between is made good by the next call.
+        """
+        record = self.attempt / "train.json"
+        if read_json(record) is None:
+            return False
+        (self.path / "train.json").unlink(missing_ok=True)
+        for name in PRODUCTS:
+            fresh, place = self.attempt / name, self.path / name
+            if not fresh.exists():
+                continue  # moved by an earlier call
+            if place.is_dir():
+                shutil.rmtree(place)
+            fresh.replace(place)
+        record.replace(self.path / "train.json")
+        shutil.rmtree(self.attempt)
+        return True
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Hold the run against other processes; yields False if another one has it. A killed holder lets go of it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    def is_locked(self) -> bool:
+        """Whether a living process works on the run."""
+        path = self.path / "lock"
+        if not path.is_file():
+            return False
+        with path.open("r") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+            fcntl.flock(file, fcntl.LOCK_UN)
+            return False
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:06d}"

@@ -1,0 +1,31 @@
+"""A sweep's folder: its manifest, its tables, and what its workers were given."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft_align.config.identity import short_hash, slug
+from peft_align.store.records import read_json, write_json
+
+
+def sweep_dir(root: Path, name: str, run_ids: Sequence[str]) -> Path:
+    """The folder of a sweep: its grid's name and the hash of its runs, so that the same command finds it again."""
+    return root / "sweeps" / f"{slug([name])}-{short_hash(' '.join(sorted(run_ids)), 8)}"
+
+
+def write_manifest(folder: Path, command: Sequence[str], config_dirs: Sequence[Path], run_ids: Sequence[str]) -> None:
+    """Record what was asked for, unless it is the same as before."""
+    content = {"command": list(command), "config_dirs": [str(d) for d in config_dirs], "runs": list(run_ids)}
+    known = read_json(folder / "sweep.json") or {}
+    if {k: known.get(k) for k in content} != content:
+        write_json(folder / "sweep.json", {**content, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+    (folder / "sweep.json").touch()
+
+
+def latest_manifest(root: Path) -> dict[str, Any] | None:
+    """The manifest of the sweep that was started last, or None."""
+    manifests = sorted((root / "sweeps").glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
+    return read_json(manifests[-1]) if manifests else None

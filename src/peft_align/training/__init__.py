@@ -1,0 +1,1 @@
+"""Training: one run at a time, SFT or DPO, through an engine."""

@@ -1,0 +1,224 @@
+"""Trains one run from its config to its record, through TRL.
+
+Supports: SFT and DPO; LoRA and QLoRA (NF4); CPU and one CUDA device (never run on CUDA so far); DPO from the base or from
+an SFT run. The samples, their order and the batches are decided before the trainer sees them. Everything is written into
+`attempt/` and put in place as a whole, its record last.
+
+Limits: an interrupted run starts again; one device a run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback, set_seed
+
+from peft_align.config.schema import Config
+from peft_align.data.sources import load_split
+from peft_align.data.tokenization import TokenizedPair, tokenize
+from peft_align.grid.expand import Run
+from peft_align.models.adapters import cast_adapter, continue_adapter, new_adapter, save_adapter, take_off, trainable_parameters
+from peft_align.models.loading import Base
+from peft_align.store.records import atomic_write, write_json
+from peft_align.store.runs import RunDir, step_name
+from peft_align.training import dpo, sft
+from peft_align.training.order import sample_order
+from peft_align.training.provenance import peak_memory, provenance
+from peft_align.training.tracking import Log
+
+METHODS = {"sft": sft.trainer, "dpo": dpo.trainer}
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on; the message says why."""
+
+
+def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
+    """Train a run and return its record, which is on disk then.
+
+    Args:
+        run: what to train.
+        directory: where it goes; the caller holds its lock.
+        base: the base model at the run's precision; given back as it was.
+        log: called with the metrics of each step.
+
+    Raises:
+        InputError: the data cannot be read, or a target module does not exist.
+        TrainingFailed: the loss is not finite.
+    """
+    config = run.config
+    shutil.rmtree(directory.attempt, ignore_errors=True)
+    directory.attempt.mkdir(parents=True)
+    started = time.time()
+    rows, data = training_rows(config, base)
+    set_seed(config.seed)  # before the adapter is made: its A matrices are random
+    if run.parents:
+        parent = RunDir(directory.root, run.parents[0])
+        model = continue_adapter(base, parent.adapter, config.peft)
+    else:
+        model = new_adapter(base, config.peft)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        recorder = Recorder(run, directory, model, base.source["name"], rows, log)
+        trainer = METHODS[config.method.kind](
+            model, base.tokenizer, rows, config, shared_arguments(config, directory.attempt / "scratch"), [recorder]
+        )
+        trainer.remove_callback(PrinterCallback)
+        cast_adapter(model, config.peft)  # TRL casts adapters on a quantised base to bf16, others not
+        parameters = trainable_parameters(model)
+        begun = time.time()
+        trainer.train()
+        seconds = time.time() - begun
+    finally:
+        take_off(base, model)
+    shutil.rmtree(directory.attempt / "scratch", ignore_errors=True)
+    last = config.train.max_steps
+    shutil.copytree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
+    metrics_size = (directory.attempt / "metrics.jsonl").stat().st_size
+    tokens = recorder.tokens
+    record = {
+        "run": run.id,
+        "stage": "train",
+        "steps": last,
+        "samples": last * config.train.batch_size,
+        "checkpoints": recorder.saved,
+        "metrics": {"metrics.jsonl": {"size": metrics_size}},
+        "trainable_parameters": parameters,
+        "parents": list(run.parents),
+        "inputs": {"data": data["source"], "model": base.source},
+        "data": {key: data[key] for key in ("counts", "truncation")},
+        "loss": recorder.losses,
+        "seconds": {"total": round(time.time() - started, 3), "training": round(seconds, 3)},
+        "seconds_per_step": seconds / last,
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "peak_memory_bytes": peak_memory(),
+        "provenance": provenance(),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_json(directory.attempt / "train.json", record)
+    directory.commit_attempt()
+    return record
+
+
+def training_rows(config: Config, base: Base) -> tuple[list[TokenizedPair], dict[str, Any]]:
+    """The samples of all steps in their order, tokenized, and what the record says of them. Raises InputError."""
+    split = load_split(config.dataset, config.preference, "train", config.hub.mirror)
+    wanted = config.train.max_steps * config.train.batch_size
+    order = sample_order(len(split.pairs), wanted, config.seed)
+    used = sorted(set(order))
+    tokenized, truncation = tokenize(
+        (split.pairs[i] for i in used), base.tokenizer, config.model.template, config.train.max_length
+    )
+    by_index = dict(zip(used, tokenized, strict=True))
+    return [by_index[i] for i in order], {
+        "source": split.source,
+        "counts": split.counts.plain() | {"for_training": len(split.pairs), "used": len(used)},
+        "truncation": truncation,
+    }
+
+
+def shared_arguments(config: Config, scratch: Path) -> dict[str, Any]:
+    """What the trainers of all methods are told."""
+    train = config.train
+    micro = micro_batch(train.batch_size, train.micro_batch_size)
+    schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)
+    return {
+        "output_dir": str(scratch),
+        "max_steps": train.max_steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": train.batch_size // micro,
+        "train_sampling_strategy": "sequential",  # the rows come in their order
+        "learning_rate": train.learning_rate,
+        "weight_decay": train.weight_decay,
+        "max_grad_norm": train.max_grad_norm,
+        "lr_scheduler_type": schedule,
+        "warmup_steps": train.warmup_steps,
+        "optim": train.optimizer,
+        "adam_beta1": train.adam_betas[0],
+        "adam_beta2": train.adam_betas[1],
+        "seed": config.seed,
+        "bf16": config.peft.compute_dtype == "bf16",
+        "activation_checkpointing": train.gradient_checkpointing,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+def micro_batch(batch_size: int, at_most: int) -> int:
+    """The largest divisor of the effective batch that fits into one forward pass."""
+    return next(size for size in range(min(batch_size, at_most), 0, -1) if batch_size % size == 0)
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc]
+    """Writes a line of metrics a step, saves the checkpoints asked for, and says how far the run is."""
+
+    def __init__(
+        self, run: Run, directory: RunDir, model: Any, base_name: str, rows: list[TokenizedPair], log: Log
+    ) -> None:
+        self.run, self.directory, self.model, self.base_name, self.log = run, directory, model, base_name, log
+        self.steps = {*run.steps, run.config.train.max_steps}
+        self.saved: dict[str, dict[str, Any]] = {}
+        self.losses: list[float] = []
+        self.tokens = 0
+        size, both = run.config.train.batch_size, run.config.method.kind == "dpo"
+        lengths = [
+            len(row.prompt) + len(row.chosen) + (len(row.prompt) + len(row.rejected) if both else 0) for row in rows
+        ]
+        self.step_tokens = [sum(lengths[i : i + size]) for i in range(0, len(lengths), size)]
+        self.begun = self.told = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = time.time()
+        self._tell(0, None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step in self.steps:
+            folder = self.directory.attempt / "checkpoints" / step_name(state.global_step)
+            self.saved[str(state.global_step)] = save_adapter(self.model, folder, self.base_name)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
+        if "loss" not in logs:  # the summary at the end
+            return
+        step = state.global_step
+        self.tokens += self.step_tokens[step - 1]
+        line = {"step": step, "samples": step * self.run.config.train.batch_size, "tokens": self.tokens, **logs}
+        line["seconds"] = round(time.time() - self.begun, 3)
+        with (self.directory.attempt / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise TrainingFailed(f"the loss is {loss} at step {step}")
+        self.losses.append(loss)
+        self.log({k: v for k, v in line.items() if k != "step"}, step)
+        self._tell(step, loss)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with atomic_write(self.directory.attempt / "metrics.jsonl") as temporary:  # synced to disk as a whole
+            shutil.copyfile(self.directory.attempt / "metrics.jsonl", temporary)
+
+    def _tell(self, step: int, loss: float | None) -> None:
+        """Progress for the live table, at most twice a second."""
+        now = time.time()
+        if now - self.told < 0.5 and 0 < step < self.run.config.train.max_steps:
+            return
+        self.told = now
+        elapsed = now - self.begun
+        total = self.run.config.train.max_steps
+        self.directory.report_progress(
+            stage="train", step=step, of=total, loss=loss, seconds_per_step=elapsed / step if step else None,
+            eta=elapsed / step * (total - step) if step else None,
+        )
