@@ -24,7 +24,7 @@ from peft_align.grid.expand import Run, Scoring
 from peft_align.models.adapters import loaded_adapter
 from peft_align.models.loading import Base
 from peft_align.models.scoring import response_log_probabilities
-from peft_align.training.order import sample_order
+from peft_align.data.order import sample_order
 
 ORDER_SEED = 0  # which pairs are held out does not depend on the run
 

@@ -18,7 +18,7 @@ from peft_align.models.adapters import loaded_adapter
 from peft_align.models.loading import Base
 from peft_align.store.records import atomic_write, sha256, write_json
 from peft_align.store.runs import RunDir
-from peft_align.training.provenance import provenance
+from peft_align.models.provenance import provenance
 
 SAMPLES = "samples.jsonl.gz"
 

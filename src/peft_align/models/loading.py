@@ -87,11 +87,24 @@ def load_base(config: Config) -> Base:
         tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise InputError([Fault(str(folder), f"cannot be loaded: {str(error).splitlines()[0][:300]}")]) from None
+    keep_quantized_weights(model)
     model.requires_grad_(False)
     model.eval()
     files = inventory(folder, identifying_files(folder), Digests())
     name = config.model.hub_id or f"random-{config.model.shape.layers}x{config.model.shape.hidden}"
     return Base(model, tokenizer, folder, {"name": name, "commit": commit, "files": files, "digest": digest_of(files)})
+
+
+def keep_quantized_weights(model: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights in place.
+
+    On a CPU with AVX512-bf16, its first forward pass in evaluation mode (0.50, nn/modules.py, Linear4bit.forward) packs
+    the weights for a kernel and rounds their scales to bf16, for good: a run would depend on whether something had been
+    evaluated before it in the same process.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def load_tokenizer(folder: Path) -> Any:

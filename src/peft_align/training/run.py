@@ -29,8 +29,8 @@ from peft_align.models.loading import Base
 from peft_align.store.records import atomic_write, write_json
 from peft_align.store.runs import RunDir, step_name
 from peft_align.training import dpo, sft
-from peft_align.training.order import sample_order
-from peft_align.training.provenance import peak_memory, provenance
+from peft_align.data.order import sample_order
+from peft_align.models.provenance import peak_memory, provenance
 from peft_align.training.tracking import Log
 
 METHODS = {"sft": sft.trainer, "dpo": dpo.trainer}

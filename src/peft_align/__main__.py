@@ -1,0 +1,40 @@
+"""peft-align VERB ...: one front for all verbs; each is also `python -m peft_align.VERB`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from peft_align import __version__
+from peft_align.errors import suggest
+
+VERBS = {
+    "sweep": "do everything that is missing of a grid: train, evaluate, report",
+    "plan": "show what a grid is, what is done and what is missing",
+    "train": "train one run in this process",
+    "evaluate": "score the checkpoints that exist",
+    "status": "show what the runs are doing",
+    "report": "write the result table",
+}
+
+
+def main() -> int:
+    """Dispatch to a verb."""
+    words = sys.argv[1:]
+    if words and words[0] in VERBS:
+        sys.argv = [f"peft-align {words[0]}", *words[1:]]
+        return int(importlib.import_module(f"peft_align.{words[0]}").main())
+    if words == ["--version"]:
+        print(__version__)
+        return 0
+    asked_for_help = words in ([], ["--help"], ["-h"])
+    if not asked_for_help:
+        print(f"peft_align: no verb '{words[0]}' ({suggest(words[0], VERBS)})", file=sys.stderr)
+    usage = "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items())
+    print(f"usage: peft-align VERB [+grid=NAME] [overrides]\n\n{usage}\n\nEach verb explains itself: peft-align VERB --help",
+          file=sys.stdout if asked_for_help else sys.stderr)
+    return 0 if asked_for_help else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

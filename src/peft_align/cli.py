@@ -1,0 +1,91 @@
+"""What all verbs share: reading the command line, composing the sweep, and how errors end a program."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_align.config.command_line import CommandLine, parse
+from peft_align.config.compose import ConfigSpace
+from peft_align.errors import Fault, InputError
+from peft_align.grid.expand import Sweep, build_sweep
+from peft_align.grid.planner import Item, Planner
+from peft_align.store.sweeps import latest_manifest, sweep_dir
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+@dataclass
+class Asked:
+    """A command line, and the sweep it asks for."""
+
+    line: CommandLine
+    sweep: Sweep
+    planner: Planner
+
+    @property
+    def root(self) -> Path:
+        return self.planner.root
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's folder."""
+        return sweep_dir(self.root, self.sweep.name, [run.id for run in self.sweep.runs])
+
+    def plan(self) -> list[Item]:
+        return self.planner.plan(self.sweep.runs)
+
+
+def ask(argv: Sequence[str], flags: Sequence[str] = (), *, latest: bool = False) -> Asked:
+    """Parse and compose. Raises InputError.
+
+    Args:
+        argv: the command line.
+        flags: the verb's own flags.
+        latest: without a grid or overrides, take the sweep that was started last under the root.
+    """
+    line = parse(argv, flags)
+    root = Path(str(line.value("root", "outputs")))
+    only_root = not line.grids and all(override.key == "root" for override in line.overrides)
+    if only_root and not line.faults:
+        manifest = latest_manifest(root) if latest else None
+        if manifest is None:
+            what = f"there is no sweep under {root}" if latest else "nothing is asked for"
+            raise InputError([Fault("command line", what, "give +grid=NAME or overrides, e.g. +grid=quickstart; see --help")])
+        own = [word for word in manifest["command"] if not word.startswith("root=")]
+        remembered = parse([*own, f"root={root}", *(f"--config-dir={d}" for d in manifest["config_dirs"])])
+        line = dataclasses.replace(remembered, flags=line.flags)
+    space = ConfigSpace(line.config_dirs, line.hydra)
+    sweep = build_sweep(space, line)
+    return Asked(line, sweep, Planner(Path(sweep.config.root), sweep.config.hub.mirror))
+
+
+def resolved(sweep: Sweep) -> str:
+    """The fully resolved config of the sweep's first run, as YAML."""
+    from omegaconf import OmegaConf
+
+    run = sweep.runs[0]
+    others = f"; the first of {len(sweep.runs)} runs, narrow with overrides" if len(sweep.runs) > 1 else ""
+    return f"# {run.id}{others}\n{OmegaConf.to_yaml(dataclasses.asdict(run.config))}"
+
+
+def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:
+    """Run a verb: --help first; bad input is told without a traceback."""
+    argv = sys.argv[1:]
+    if "--help" in argv or "-h" in argv:
+        print((help_text or "").strip())
+        return 0
+    try:
+        return verb(argv)
+    except InputError as error:
+        print(error.render(), file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with what is missing", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0

@@ -1,0 +1,44 @@
+"""Score the checkpoints of a sweep that exist, and its baselines; trains nothing.
+
+usage: python -m peft_align.evaluate [+grid=NAME] [key=value ...] [--config-dir DIR]
+
+examples:
+  python -m peft_align.evaluate +grid=quickstart evaluation.heldout=16
+  python -m peft_align.evaluate +grid=main evaluation.benchmarks=[mmlu,arc_easy] evaluation.limit=100
+  python -m peft_align.evaluate +grid=main model=mistral_7b evaluation.batch_size=32
+"""
+
+from __future__ import annotations
+
+import sys
+
+from peft_align.cli import FAILED, ask, run_verb
+from peft_align.report import write_report
+from peft_align.store.sweeps import write_manifest
+from peft_align.sweep import check_inputs
+
+
+def verb(argv: list[str]) -> int:
+    asked = ask(argv)
+    items = asked.plan()
+    ready = [item for item in items if item.train is None and item.missing]
+    untrained = sum(item.train is not None for item in items)
+    check_inputs(ready)
+    write_manifest(asked.folder, asked.line.words, asked.line.config_dirs, [run.id for run in asked.sweep.runs])
+    print(f"{asked.sweep.name}: {len(ready)} runs to evaluate, {untrained} not trained yet", flush=True)
+    states = []
+    if ready:
+        from peft_align.launch.local import LocalLauncher
+
+        states = LocalLauncher(asked.sweep, asked.planner, asked.folder, stages=("evaluate",)).run(ready)
+    print(write_report(asked, asked.plan()), end="")
+    return FAILED if any(state.state != "done" for state in states) else 0
+
+
+def main() -> int:
+    """Entry point."""
+    return run_verb(verb, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Runs as plain JSON, for job files: what a worker is given, readable by people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from peft_align.config.schema import Benchmark, Dataset, Evaluation, Preference
+from peft_align.config.validate import config_from_plain, convert
+from peft_align.errors import Fault, InputError
+from peft_align.grid.expand import Run, Scoring
+
+NESTED: dict[str, type] = {"evaluation": Evaluation, "dataset": Dataset, "preference": Preference}
+
+
+def run_to_plain(run: Run) -> dict[str, Any]:
+    """A run as nested dicts, lists and values."""
+    return asdict(run)
+
+
+def run_from_plain(plain: Mapping[str, Any]) -> Run:
+    """The run that `run_to_plain` was given. Raises InputError if the job file was damaged."""
+    faults: list[Fault] = []
+    scorings = []
+    for node in plain["scorings"]:
+        nested = {name: convert(cls, node[name], name, faults) for name, cls in NESTED.items()}
+        benchmarks = tuple(
+            (name, convert(Benchmark, benchmark, f"benchmark {name}", faults)) for name, benchmark in node["benchmarks"]
+        )
+        rest = {k: v for k, v in node.items() if k not in (*NESTED, "benchmarks", "steps")}
+        scorings.append(Scoring(steps=tuple(node["steps"]), benchmarks=benchmarks, **nested, **rest))
+    if faults:
+        raise InputError(faults)
+    return Run(
+        id=plain["id"],
+        kind=plain["kind"],
+        config=config_from_plain(plain["config"]),
+        choices=dict(plain["choices"]),
+        axes=dict(plain["axes"]),
+        parents=tuple(plain["parents"]),
+        scorings=scorings,
+        steps=tuple(plain["steps"]),
+        is_parent_only=plain["is_parent_only"],
+    )

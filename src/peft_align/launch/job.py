@@ -1,0 +1,181 @@
+"""What a worker runs: the stages of its runs, one run after the other, the base model loaded once.
+
+    python -m peft_align.launch.job JOB.json
+
+Every run is looked at again before it is touched, so a job can be started twice, and is never wrong to start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_align.errors import InputError
+from peft_align.grid.expand import Run
+from peft_align.grid.planner import Planner
+from peft_align.grid.serialize import run_from_plain
+from peft_align.store.records import read_json, write_json
+from peft_align.store.runs import RunDir
+
+if TYPE_CHECKING:
+    from peft_align.evaluation.suite import Suite
+    from peft_align.models.loading import BaseCache
+
+PR_SET_PDEATHSIG = 1
+STAGES = ("train", "evaluate")
+
+
+class Stopped(SystemExit):
+    """The job was asked to stop."""
+
+
+@dataclass
+class Worker:
+    """Does runs in this process; what they share is loaded once."""
+
+    root: Path
+    sweep: str
+    stages: tuple[str, ...] = STAGES
+    _bases: BaseCache | None = field(default=None)
+    _suite: Suite | None = field(default=None)
+
+    def do(self, run: Run) -> bool:
+        """Do what is missing of one run; False if it failed. What another process works on is left to it."""
+        directory = RunDir(self.root, run.id)
+        with directory.lock() as mine:
+            if not mine:
+                print(f"{run.id}: another process works on it", flush=True)
+                return True
+            directory.commit_attempt()
+            planner = Planner(self.root, run.config.hub.mirror)
+            item = planner.item(run)
+            wanted = ("train" in self.stages and item.train) or ("evaluate" in self.stages and item.missing)
+            if not wanted:
+                return True
+            directory.clear_state()
+            identity = {"id": run.id, "kind": run.kind, "axes": run.axes, "parents": list(run.parents)}
+            write_json(directory.path / "run.json", {**identity, "config": asdict(run.config)})
+            stage = "train" if item.train else "evaluate"
+            directory.report_progress(stage="load", step=0, of=0)
+            try:
+                if "train" in self.stages and item.train:
+                    self._train(run, directory)
+                    item = planner.item(run)
+                stage = "evaluate"
+                if "evaluate" in self.stages and item.train is None and item.missing:
+                    self._evaluate(run, directory, item)
+            except Stopped:
+                raise
+            except Exception as error:  # one failed run never stops the others
+                traceback.print_exc()
+                directory.fail(stage, reason(error), log=str(directory.log))
+                return False
+            finally:
+                (directory.path / "progress.json").unlink(missing_ok=True)
+            return True
+
+    def _train(self, run: Run, directory: RunDir) -> None:
+        from peft_align.training.run import train
+        from peft_align.training.tracking import tracking
+
+        for parent in run.parents:
+            if RunDir(self.root, parent).train_record() is None:
+                raise Blocked(f"blocked: its parent {parent} is not done")
+        base = self._base(run)
+        with tracking(
+            run.config.tracker, group=self.sweep, name=run.id, axes=run.axes, folder=directory.path / "tracking"
+        ) as log:
+            train(run, directory, base, log)
+
+    def _evaluate(self, run: Run, directory: RunDir, item: Any) -> None:
+        from peft_align.evaluation.suite import Suite
+
+        if self._suite is None:
+            self._suite = Suite()
+        self._suite.evaluate(run, directory, self._base(run), [request for request, _ in item.missing])
+
+    def _base(self, run: Run) -> Any:
+        from peft_align.models.loading import BaseCache
+
+        if self._bases is None:
+            self._bases = BaseCache()
+        return self._bases.get(run.config)
+
+
+class Blocked(RuntimeError):
+    """A run cannot start because its parent is not done."""
+
+
+def reason(error: BaseException) -> str:
+    """One line for people."""
+    if isinstance(error, InputError):
+        return str(error)
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, Blocked) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Everything this process prints, of C code too, goes to the end of a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(kept[0], 1)
+            os.dup2(kept[1], 2)
+            os.close(kept[0])
+            os.close(kept[1])
+
+
+def die_with_parent() -> None:
+    """On Linux, have the kernel end this process when its parent is killed: no worker goes on unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(argv: list[str]) -> int:
+    """Do the runs of a job file; the exit code is 0 if none failed."""
+    die_with_parent()
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
+    job = read_json(Path(argv[0]))
+    if job is None:
+        print(f"{argv[0]} is not a job file", file=sys.stderr)
+        return 2
+    if job["threads"]:
+        import torch
+
+        torch.set_num_threads(job["threads"])
+    worker = Worker(Path(job["root"]), job["sweep"], tuple(job["stages"]))
+    fine = True
+    for plain in job["runs"]:
+        run = run_from_plain(plain)
+        with output_to(RunDir(worker.root, run.id).log):
+            print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}", flush=True)
+            fine = worker.do(run) and fine
+    return 0 if fine else 1
+
+
+def _stop(signum: int, frame: Any) -> None:
+    raise Stopped(128 + signum)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,230 @@
+"""Worker processes on this machine: one a GPU, or one on the CPU."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from peft_align.config.schema import Local
+from peft_align.grid.expand import Sweep
+from peft_align.grid.planner import Item, Planner, order
+from peft_align.grid.serialize import run_to_plain
+from peft_align.launch.job import STAGES
+from peft_align.launch.watch import State, line, observe, summary, table
+from peft_align.store.records import write_json
+from peft_align.store.runs import RunDir
+
+TICK = 0.5  # seconds between looks at the disk
+PLAIN_INTERVAL = 30.0  # seconds between progress lines where there is no terminal
+GRACE = 10.0  # seconds a worker has to stop
+# glibc gives freed memory back to the kernel and faults it in again at every step, which is dear on a CPU.
+CPU_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+
+
+@dataclass
+class Job:
+    """Runs that share a base, done by one process."""
+
+    items: list[Item]
+    process: subprocess.Popen[bytes] | None = None
+    slot: int = 0
+
+
+@dataclass
+class LocalLauncher:
+    """Does a sweep's missing runs; `run` returns when nothing more can be done."""
+
+    sweep: Sweep
+    planner: Planner
+    folder: Path
+    stages: tuple[str, ...] = STAGES
+    console: Console = field(default_factory=Console)
+    _started: int = 0
+    _states: list[State] = field(default_factory=list)
+
+    def run(self, items: Sequence[Item]) -> list[State]:
+        """Start the workers, show what they do, and return the state of every run at the end."""
+        items = order(items)
+        todo = [item for item in items if not item.done]
+        for item in todo:  # an earlier failure is tried again
+            RunDir(self.planner.root, item.run.id).clear_state() if not self._held(item) else None
+        gpus = visible_gpus()
+        workers = self._config.workers or max(1, len(gpus))
+        waiting = self._jobs(todo, workers)
+        slots = list(range(workers))
+        active: list[Job] = []
+        begun = time.time()
+        with self._display(begun) as show, stopping(active):
+            while waiting or active or any(self._held(item) for item in todo):
+                while waiting and slots:
+                    job = waiting.pop(0)
+                    job.slot = slots.pop(0)
+                    self._start(job, gpus, workers)
+                    active.append(job)
+                time.sleep(TICK)
+                for job in [job for job in active if job.process and job.process.poll() is not None]:
+                    active.remove(job)
+                    slots.append(job.slot)
+                    waiting = [*self._bury(job), *waiting]
+                self._states = self._observe(items)
+                show(self._states)
+            self._states = self._observe(items)
+            show(self._states)
+        return self._states
+
+    @property
+    def _config(self) -> Local:
+        return self.sweep.config.launcher
+
+    def _held(self, item: Item) -> bool:
+        """Whether a process works on the run: one of ours, or another sweep's, which is waited for."""
+        return RunDir(self.planner.root, item.run.id).is_locked()
+
+    def _observe(self, items: Sequence[Item]) -> list[State]:
+        known = {state.run_id: state for state in self._states if state.state == "done"}
+        return [known.get(item.run.id) or observe(self.planner, item) for item in items]
+
+    def _jobs(self, items: Sequence[Item], workers: int) -> list[Job]:
+        """Runs by base, parents with their children, cut so that every worker has something."""
+        groups: dict[str, list[Item]] = {}
+        for item in items:
+            peft = item.run.config.peft
+            key = repr((item.run.config.model, peft.base_precision, peft.double_quantization, peft.compute_dtype))
+            groups.setdefault(key, []).append(item)
+        jobs: list[Job] = []
+        for group in groups.values():
+            families = list(_families(group))
+            size = math.ceil(len(families) / math.ceil(workers / len(groups)))
+            for i in range(0, len(families), size):
+                jobs.append(Job([item for family in families[i : i + size] for item in family]))
+        return jobs
+
+    def _start(self, job: Job, gpus: Sequence[str], workers: int) -> None:
+        self._started += 1
+        threads = self._config.threads or max(1, (os.cpu_count() or 1) // workers)
+        path = self.folder / "jobs" / f"{self._started:04d}.json"
+        content = {
+            "root": str(self.planner.root.resolve()),
+            "sweep": self.folder.name,
+            "stages": list(self.stages),
+            "threads": threads,
+            "runs": [run_to_plain(item.run) for item in job.items],
+        }
+        write_json(path, content)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[job.slot % len(gpus)]
+        else:
+            environment = {**CPU_MEMORY, **environment}
+        with path.with_suffix(".log").open("ab") as log:
+            job.process = subprocess.Popen(
+                [sys.executable, "-m", "peft_align.launch.job", str(path)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+            )
+
+    def _bury(self, job: Job) -> list[Job]:
+        """If a worker died in the middle, record it for the run it was at; the runs after it get a new worker."""
+        assert job.process is not None
+        code = job.process.returncode
+        if code in (0, 1):
+            return []
+        died = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        for i, item in enumerate(job.items):
+            directory = RunDir(self.planner.root, item.run.id)
+            progress = directory.progress()
+            if progress is not None and progress.get("pid") == job.process.pid:
+                directory.fail(str(progress["stage"]), f"the worker died: {died}", log=str(directory.log))
+                rest = job.items[i + 1 :]
+                return [Job(rest)] if rest else []
+        log = self.folder / "jobs" / f"{self._started:04d}.log"
+        for item in job.items:  # it never came to a run
+            if not self.planner.item(item.run).done:
+                RunDir(self.planner.root, item.run.id).fail("start", f"the worker died: {died}", log=str(log))
+        return []
+
+    @contextmanager
+    def _display(self, begun: float) -> Iterator[Callable[[list[State]], None]]:
+        if self.console.is_terminal:
+            with Live(console=self.console, refresh_per_second=4, transient=True) as live:
+                yield lambda states: live.update(table(states, begun))
+            return
+        shown: dict[str, str] = {}
+        last = [0.0]
+
+        def plain(states: list[State]) -> None:
+            counts = Counter(state.state for state in states)
+            due = time.time() - last[0] > PLAIN_INTERVAL
+            for state in states:
+                tag = f"{state.state} {state.detail}"
+                if state.state == "waiting" or (shown.get(state.run_id) == tag and not (due and state.state == "running")):
+                    continue
+                if state.run_id in shown or state.state != "done":
+                    print(f"[{counts['done']}/{len(states)}] {line(state)}", flush=True)
+                shown[state.run_id] = tag
+            if due:
+                last[0] = time.time()
+
+        yield plain
+        print(summary(Counter(state.state for state in self._states)), flush=True)
+
+
+def _families(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Runs with their parents, so that one worker does them in order."""
+    family: dict[str, list[Item]] = {}
+    for item in items:
+        members = next((family[parent] for parent in item.run.parents if parent in family), [])
+        members.append(item)
+        family[item.run.id] = members
+    seen: set[int] = set()
+    for members in family.values():
+        if id(members) not in seen:
+            seen.add(id(members))
+            yield members
+
+
+@contextmanager
+def stopping(active: list[Job]) -> Iterator[None]:
+    """Whatever ends the sweep, its workers are asked to stop, and made to after a while."""
+    try:
+        yield
+    finally:
+        processes = [job.process for job in active if job.process and job.process.poll() is None]
+        for process in processes:
+            process.terminate()
+        deadline = time.time() + GRACE
+        for process in processes:
+            try:
+                process.wait(max(0.1, deadline - time.time()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def visible_gpus() -> list[str]:
+    """The CUDA devices this process may use, asked without torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() and name.strip() != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    return [str(i) for i in range(listed.stdout.count("GPU "))] if listed.returncode == 0 else []

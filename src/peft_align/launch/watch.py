@@ -1,0 +1,93 @@
+"""What the runs are doing, read from the disk alone: for the live table of a sweep, and for `status`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from peft_align.grid.cost import human_time
+from peft_align.grid.planner import Item, Planner
+from peft_align.store.runs import RunDir
+
+STATES = ("done", "running", "waiting", "failed", "lost")
+SHOWN = 24  # rows of the live table
+
+
+@dataclass(frozen=True)
+class State:
+    """One run as people see it."""
+
+    run_id: str
+    state: str
+    detail: str = ""
+    step: str = ""
+    loss: str = ""
+    speed: str = ""
+    eta: str = ""
+
+
+def observe(planner: Planner, item: Item) -> State:
+    """The state of one run. `lost`: it was in progress, and the process that did it is gone."""
+    directory = RunDir(planner.root, item.run.id)
+    progress = directory.progress()
+    if progress is not None:
+        if directory.is_locked():
+            return running(item.run.id, progress)
+        return State(item.run.id, "lost", f"{progress.get('stage', '')}: its process is gone")
+    failure = directory.failure()
+    if failure is not None:
+        return State(item.run.id, "failed", f"{failure['stage']}: {failure['reason']}")
+    fresh = item if item.done else planner.item(item.run)
+    return State(item.run.id, "done" if fresh.done else "waiting", fresh.why)
+
+
+def running(run_id: str, progress: dict[str, Any]) -> State:
+    """A running run from its progress file."""
+    per_step, eta, loss, of = (progress.get(k) for k in ("seconds_per_step", "eta", "loss", "of"))
+    left = max(0.0, eta - (time.time() - progress["time"])) if eta is not None else None
+    return State(
+        run_id,
+        "running",
+        str(progress.get("stage", "")),
+        f"{progress.get('step', 0)}/{of}" if of else "",
+        f"{loss:.4f}" if loss is not None else "",
+        f"{per_step:.2f} s/step" if per_step else "",
+        human_time(left) if left is not None else "",
+    )
+
+
+def table(states: Sequence[State], started: float) -> RenderableType:
+    """The live table: a bar, the counts, then what runs and what failed."""
+    counts = Counter(state.state for state in states)
+    shown = [s for s in states if s.state == "running"] + [s for s in states if s.state in ("failed", "lost")]
+    rows = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("run", "state", "step", "loss", "speed", "ETA", ""):
+        rows.add_column(column, no_wrap=column != "", overflow="ellipsis")
+    for s in shown[:SHOWN]:
+        style = "red" if s.state in ("failed", "lost") else ""
+        detail = "" if s.state == "running" else s.detail
+        label = s.detail if s.state == "running" else s.state
+        rows.add_row(Text(s.run_id), Text(label, style), s.step, s.loss, s.speed, s.eta, Text(detail, style))
+    bar = ProgressBar(total=max(1, len(states)), completed=counts["done"], width=40)
+    head = Text(f"{summary(counts)}, {human_time(time.time() - started)}")
+    return Group(Group(bar, head), rows if shown else Text(""))
+
+
+def summary(counts: Counter[str]) -> str:
+    """'3 done, 1 running, 2 waiting'"""
+    return ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "nothing to do"
+
+
+def line(state: State) -> str:
+    """A plain line for a log."""
+    parts = [state.detail, state.step and f"step {state.step}", state.loss and f"loss {state.loss}", state.speed]
+    parts.append(f"ETA {state.eta}" if state.eta else "")
+    return f"{state.state:8} {state.run_id}  {'  '.join(filter(None, parts))}".rstrip()

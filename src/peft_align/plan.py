@@ -1,0 +1,126 @@
+"""Show what a sweep is: its runs by axis, what is done, what is to do and why, what it will take. Starts nothing.
+
+usage: python -m peft_align.plan [+grid=NAME] [key=value ...] [--json] [--cfg] [--config-dir DIR]
+
+examples:
+  python -m peft_align.plan +grid=full
+  python -m peft_align.plan +grid=full model=mistral_7b seed=0,1 --json
+  python -m peft_align.plan +grid=quickstart method=dpo --cfg
+
+flags:
+  --json            one JSON object: runs, kinds, parents, axes, done, to_do, excluded, disk_bytes, run_list, ...
+  --cfg             print the fully resolved config of the first run, and stop
+  --config-dir DIR  take options from your own folder too (may be repeated)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from peft_align.cli import Asked, ask, resolved, run_verb
+from peft_align.grid.cost import disk_bytes, human_bytes, human_time, seconds_left
+from peft_align.grid.planner import Item
+
+KINDS = ("train", "merge", "baseline")
+SHOWN_REASONS = 12
+
+
+def verb(argv: list[str]) -> int:
+    asked = ask(argv, ["--json", "--cfg"])
+    if "--cfg" in asked.line.flags:
+        print(resolved(asked.sweep), end="")
+        return 0
+    items = asked.plan()
+    content = describe(asked, items)
+    if "--json" in asked.line.flags:
+        print(json.dumps(content, indent=1, default=str))
+    else:
+        show(content, items)
+    return 0
+
+
+def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
+    """The plan as one JSON object; `parents` are runs that others need and the grid does not hold."""
+    own = [item for item in items if not item.run.is_parent_only]
+    kinds = Counter(item.run.kind for item in own)
+    axes: dict[str, Counter[str]] = {}
+    for item in own:
+        if item.run.kind == "train":
+            for key, value in item.run.axes.items():
+                axes.setdefault(key, Counter())[str(value)] += 1
+    seconds = seconds_left(asked.root, items)
+    return {
+        "sweep": asked.sweep.name,
+        "folder": str(asked.folder),
+        "runs": len(own),
+        "kinds": {kind: kinds[kind] for kind in KINDS},
+        "parents": len(items) - len(own),
+        "axes": {key: dict(values) for key, values in axes.items()},
+        "done": sum(item.done for item in items),
+        "to_do": sum(not item.done for item in items),
+        "failed_before": sum(item.failure is not None for item in items),
+        "excluded": [{"cells": n, "reason": reason} for reason, n in
+                     Counter(excluded.reason for excluded in asked.sweep.excluded).items()],
+        "overrides": asked.sweep.notes,
+        "unpinned": sorted({name for item in own for name in _unpinned(item)}),
+        "disk_bytes": disk_bytes(items),
+        "training_seconds": seconds,
+        "run_list": [
+            {"id": item.run.id, "kind": item.run.kind, "axes": item.run.axes, "done": item.done, "to_do": item.why,
+             "parent_only": item.run.is_parent_only}
+            for item in items
+        ],
+    }
+
+
+def _unpinned(item: Item) -> list[str]:
+    """Repositories of the hub whose revision is not pinned."""
+    config = item.run.config
+    sources = [config.model] if item.run.kind == "baseline" else [config.model, config.dataset]
+    return [s.hub_id for s in sources if s.hub_id and s.revision is None]
+
+
+def show(content: dict[str, Any], items: Sequence[Item]) -> None:
+    """The plan for people."""
+    console = Console()
+    kinds = ", ".join(f"{n} {kind}" for kind, n in content["kinds"].items() if n)
+    parents = f" and {content['parents']} parents" if content["parents"] else ""
+    console.print(f"[bold]{content['sweep']}[/]: {content['runs']} runs ({kinds}){parents}")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("axis")
+    table.add_column("values (runs)")
+    for key, values in content["axes"].items():
+        table.add_row(key, ", ".join(f"{value} ({n})" for value, n in values.items()))
+    console.print(table)
+    for excluded in content["excluded"]:
+        console.print(f"excluded: {excluded['cells']} cells: {excluded['reason']}", markup=False)
+    for note in content["overrides"]:
+        console.print(f"override: {note}", markup=False)
+    console.print(f"done: {content['done']}, to do: {content['to_do']}")
+    reasons = Counter(item.why for item in items if not item.done)
+    for reason, n in reasons.most_common(SHOWN_REASONS):
+        console.print(f"  {n} × {reason}", markup=False, highlight=False)
+    for item in [item for item in items if item.failure][:SHOWN_REASONS]:
+        console.print(f"  failed before: {item.run.id}: {item.failure}", markup=False, highlight=False)
+    if content["unpinned"]:
+        names = ", ".join(content["unpinned"])
+        console.print(f"unpinned: {names}: their newest revision will be read; the records keep the commit", markup=False)
+    seconds = content["training_seconds"]
+    time = human_time(seconds) if seconds is not None else "unknown: no like run was measured here yet"
+    console.print(f"disk for adapters: {human_bytes(content['disk_bytes'])}; training time on one device: {time}")
+
+
+def main() -> int:
+    """Entry point."""
+    return run_verb(verb, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

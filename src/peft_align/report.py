@@ -1,0 +1,51 @@
+"""Write the result table of a sweep: results.csv, results.parquet, results.md in the sweep's folder, from the disk alone.
+
+usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--config-dir DIR]
+
+  Without a grid or overrides: the sweep that was started last under the root. Works while a sweep runs.
+
+examples:
+  python -m peft_align.report +grid=quickstart
+  python -m peft_align.report +grid=main model=mistral_7b
+  python -m peft_align.report root=/scratch/me/outputs
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from peft_align.cli import Asked, ask, run_verb
+from peft_align.grid.planner import Item
+from peft_align.reporting.table import columns, markdown, rows, write_csv, write_parquet
+from peft_align.store.records import atomic_write
+
+
+def write_report(asked: Asked, items: Sequence[Item]) -> str:
+    """Write the files and return what is shown: the summary, and where the files are."""
+    table = rows(asked.sweep, items, asked.root)
+    names = columns(asked.sweep)
+    folder = asked.folder
+    summary = markdown(asked.sweep, table)
+    write_csv(folder / "results.csv", names, table)
+    write_parquet(folder / "results.parquet", names, table)
+    with atomic_write(folder / "results.md") as temporary:
+        temporary.write_text(summary, encoding="utf-8")
+    lacking = sum(not item.done for item in items)
+    note = f"{lacking} of {len(items)} runs are not complete yet.\n" if lacking else ""
+    return f"{summary}\n{note}{len(table)} rows: {folder / 'results.csv'}\n"
+
+
+def verb(argv: list[str]) -> int:
+    asked = ask(argv, latest=True)
+    print(write_report(asked, asked.plan()), end="")
+    return 0
+
+
+def main() -> int:
+    """Entry point."""
+    return run_verb(verb, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

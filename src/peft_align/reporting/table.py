@@ -1,0 +1,147 @@
+"""The result table: one row for each run, step, benchmark and metric; and its summary over seeds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft_align.config.schema import MAIN_AXES
+from peft_align.grid.expand import Sweep
+from peft_align.grid.planner import Item
+from peft_align.reporting.statistics import t_interval
+from peft_align.store.records import atomic_write, read_json
+from peft_align.store.runs import RunDir
+
+FIRST = ("run_id", "kind", *MAIN_AXES)
+LAST = ("seed", "step", "benchmark", "metric", "value", "stderr", "n", "higher_is_better")
+Row = dict[str, Any]
+
+
+def columns(sweep: Sweep) -> list[str]:
+    """The table's columns: fixed ones, with the sweep's further axes by their dotted keys in between."""
+    return [*FIRST, *(key for key in sweep.axis_keys if key not in (*MAIN_AXES, "seed")), *LAST]
+
+
+def rows(sweep: Sweep, items: Sequence[Item], root: Path) -> list[Row]:
+    """Every result of the sweep that is on disk, in the order of its runs. Parents that it only needs are left out."""
+    names = columns(sweep)
+    found = []
+    for item in items:
+        if item.run.is_parent_only:
+            continue
+        missing = {id(request) for request, _ in item.missing}
+        for request in item.requests:
+            if id(request) in missing:
+                continue
+            record = read_json(RunDir(root, item.run.id).evaluation(request.name) / "record.json")
+            for metric in record["metrics"] if record else ():
+                found.append(_row(names, item, record or {}, metric))
+    return found
+
+
+def _row(names: Sequence[str], item: Item, record: dict[str, Any], metric: dict[str, Any]) -> Row:
+    run = item.run
+    row: Row = dict.fromkeys(names)
+    if run.kind == "baseline":
+        # no adapter: the column tells the precision of the base; a held-out set of pairs is named, if there is one
+        row |= {"model": run.choices["model"], "peft": run.base}
+        row |= {"dataset": record["dataset"], "preference": record["preference"]}
+    else:
+        row |= {key: run.choices[key] for key in MAIN_AXES} | {"seed": run.config.seed}
+        row |= {key: _setting(run.config, key) for key in names[len(FIRST) : -len(LAST)]}
+    part = f"/{metric['part']}" if metric["part"] else ""
+    row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": record["benchmark"] + part}
+    row["metric"] = metric["name"]
+    return row | {key: metric[key] for key in ("value", "stderr", "n", "higher_is_better")}
+
+
+def _setting(config: Any, dotted: str) -> Any:
+    """The value of a dotted setting; None if the run has no such setting."""
+    for name in dotted.split("."):
+        config = getattr(config, name, None)
+    return ",".join(map(str, config)) if isinstance(config, list) else config
+
+
+def write_csv(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
+    """Write the rows as CSV, numbers in full precision, atomically."""
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: _text(v) for k, v in row.items()} for row in table)
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, float) else value
+
+
+def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
+    """Write the rows as Parquet, typed: numbers as numbers, axes as numbers where all their values are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fixed = {"value": pa.float64(), "stderr": pa.float64(), "n": pa.int64(), "step": pa.int64(), "seed": pa.int64(),
+             "higher_is_better": pa.bool_()}
+    arrays = []
+    for name in names:
+        values = [row[name] for row in table]
+        further = name not in (*FIRST, *LAST)
+        numeric = further and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values if v is not None)
+        kind = fixed.get(name, pa.float64() if numeric else pa.string())
+        if kind == pa.string():
+            values = [None if v is None else str(v) for v in values]
+        arrays.append(pa.array(values, kind))
+    with atomic_write(path) as temporary:
+        pq.write_table(pa.Table.from_arrays(arrays, names=list(names)), temporary)
+
+
+def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
+    """The summary: a row for each cell and step, a column for each metric, mean ± 95% t interval over seeds."""
+    if not table:
+        return "No results yet.\n"
+    further = [key for key in columns(sweep)[len(FIRST) : -len(LAST)]]
+    keys = [*MAIN_AXES, *further, "step"]
+    varying = [k for k in keys if k in ("method", "peft") or len({str(row[k]) for row in table}) > 1]
+    measures = list(dict.fromkeys((row["benchmark"], row["metric"]) for row in table))
+    cells: dict[tuple[Any, ...], dict[tuple[str, str], list[float]]] = {}
+    for row in table:
+        name = "baseline" if row["kind"] == "baseline" else None
+        key = tuple((name if k == "method" and name else row[k]) for k in varying)
+        cells.setdefault(key, {}).setdefault((row["benchmark"], row["metric"]), []).append(row["value"])
+    better = {(row["benchmark"], row["metric"]): row["higher_is_better"] for row in table}
+    arrows = {True: " ↑", False: " ↓", None: ""}
+    head = [*varying, *(f"{b} {m}{arrows[better[b, m]]}" for b, m in measures), "seeds"]
+    body = []
+    for key, values in cells.items():
+        seeds = max(len(v) for v in values.values())
+        shown = [_cell(values.get(measure)) for measure in measures]
+        body.append([*("" if part is None else str(part) for part in key), *shown, str(seeds)])
+    fixed = "; ".join(
+        f"{k}: {value}" for k in keys if k not in varying and (value := next((r[k] for r in table if r[k] is not None), None))
+        is not None
+    )
+    note = "± is the 95% t interval over seeds." if any("±" in cell for line in body for cell in line) else ""
+    caption = "\n".join(filter(None, [fixed and f"{fixed}.", note]))
+    return f"{_align(head, body)}\n{caption}\n" if caption else _align(head, body)
+
+
+def _cell(values: Sequence[float] | None) -> str:
+    if not values:
+        return ""
+    interval = t_interval(values)
+    mean = f"{interval.mean:.3f}"
+    return mean if interval.half_width is None else f"{mean} ± {interval.half_width:.3f}"
+
+
+def _align(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up in a terminal."""
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+
+    def one(line: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([one(head), rule, *map(one, body)]) + "\n"
