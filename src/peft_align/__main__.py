@@ -31,8 +31,10 @@ def main() -> int:
     if not asked_for_help:
         print(f"peft_align: no verb '{words[0]}' ({suggest(words[0], VERBS)})", file=sys.stderr)
     usage = "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items())
-    print(f"usage: peft-align VERB [+grid=NAME] [overrides]\n\n{usage}\n\nEach verb explains itself: peft-align VERB --help",
-          file=sys.stdout if asked_for_help else sys.stderr)
+    print(
+        f"usage: peft-align VERB [+grid=NAME] [overrides]\n\n{usage}\n\nMore on each: peft-align VERB --help",
+        file=sys.stdout if asked_for_help else sys.stderr,
+    )
     return 0 if asked_for_help else 2
 
 

@@ -54,7 +54,9 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, latest: bool = False)
         manifest = latest_manifest(root) if latest else None
         if manifest is None:
             what = f"there is no sweep under {root}" if latest else "nothing is asked for"
-            raise InputError([Fault("command line", what, "give +grid=NAME or overrides, e.g. +grid=quickstart; see --help")])
+            raise InputError(
+                [Fault("command line", what, "give +grid=NAME or overrides, e.g. +grid=quickstart; see --help")]
+            )
         own = [word for word in manifest["command"] if not word.startswith("root=")]
         remembered = parse([*own, f"root={root}", *(f"--config-dir={d}" for d in manifest["config_dirs"])])
         line = dataclasses.replace(remembered, flags=line.flags)

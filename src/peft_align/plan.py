@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peft_align.cli import Asked, ask, resolved, run_verb
+from peft_align.config.schema import Dataset, Model
 from peft_align.grid.cost import disk_bytes, human_bytes, human_time, seconds_left
 from peft_align.grid.planner import Item
 
@@ -66,15 +67,23 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         "done": sum(item.done for item in items),
         "to_do": sum(not item.done for item in items),
         "failed_before": sum(item.failure is not None for item in items),
-        "excluded": [{"cells": n, "reason": reason} for reason, n in
-                     Counter(excluded.reason for excluded in asked.sweep.excluded).items()],
+        "excluded": [
+            {"cells": n, "reason": reason}
+            for reason, n in Counter(excluded.reason for excluded in asked.sweep.excluded).items()
+        ],
         "overrides": asked.sweep.notes,
         "unpinned": sorted({name for item in own for name in _unpinned(item)}),
         "disk_bytes": disk_bytes(items),
         "training_seconds": seconds,
         "run_list": [
-            {"id": item.run.id, "kind": item.run.kind, "axes": item.run.axes, "done": item.done, "to_do": item.why,
-             "parent_only": item.run.is_parent_only}
+            {
+                "id": item.run.id,
+                "kind": item.run.kind,
+                "axes": item.run.axes,
+                "done": item.done,
+                "to_do": item.why,
+                "parent_only": item.run.is_parent_only,
+            }
             for item in items
         ],
     }
@@ -83,7 +92,7 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
 def _unpinned(item: Item) -> list[str]:
     """Repositories of the hub whose revision is not pinned."""
     config = item.run.config
-    sources = [config.model] if item.run.kind == "baseline" else [config.model, config.dataset]
+    sources: list[Model | Dataset] = [config.model, *([] if item.run.kind == "baseline" else [config.dataset])]
     return [s.hub_id for s in sources if s.hub_id and s.revision is None]
 
 
@@ -111,7 +120,9 @@ def show(content: dict[str, Any], items: Sequence[Item]) -> None:
         console.print(f"  failed before: {item.run.id}: {item.failure}", markup=False, highlight=False)
     if content["unpinned"]:
         names = ", ".join(content["unpinned"])
-        console.print(f"unpinned: {names}: their newest revision will be read; the records keep the commit", markup=False)
+        console.print(
+            f"unpinned: {names}: their newest revision will be read; the records keep the commit", markup=False
+        )
     seconds = content["training_seconds"]
     time = human_time(seconds) if seconds is not None else "unknown: no like run was measured here yet"
     console.print(f"disk for adapters: {human_bytes(content['disk_bytes'])}; training time on one device: {time}")

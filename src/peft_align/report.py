@@ -1,4 +1,4 @@
-"""Write the result table of a sweep: results.csv, results.parquet, results.md in the sweep's folder, from the disk alone.
+"""Write the result table of a sweep, results.csv, .parquet and .md in its folder, from the disk alone.
 
 usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--config-dir DIR]
 

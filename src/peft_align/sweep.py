@@ -78,10 +78,14 @@ def check_inputs(items: Sequence[Item]) -> None:
         if config.model.source == "cache" and model_folder(config.model, mirror) is None:
             where = cache_dir() / "models"
             what = f"{config.model.hub_id} is not in the cache ({where})"
-            faults.append(Fault(f"model={item.run.choices['model']}", what, "make it once: python scripts/fetch_smollm2.py"))
+            faults.append(
+                Fault(f"model={item.run.choices['model']}", what, "make it once: python scripts/fetch_smollm2.py")
+            )
         folder = dataset_folder(config.dataset, mirror)
         if folder is None and mirror is not None and offline():
-            faults.append(Fault(f"dataset={item.run.choices['dataset']}", f"{config.dataset.hub_id} is not in {mirror}"))
+            faults.append(
+                Fault(f"dataset={item.run.choices['dataset']}", f"{config.dataset.hub_id} is not in {mirror}")
+            )
     if faults:
         raise InputError(faults)
 

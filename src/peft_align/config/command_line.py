@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, OverrideType, QuotedString, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, OverrideType, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from peft_align.errors import Fault, suggest
@@ -62,11 +63,15 @@ def parse(argv: Sequence[str], flags: Sequence[str] = ()) -> CommandLine:
         if not word.startswith("-"):
             words.append(word)
         elif word in ("-m", "--multirun"):
-            faults.append(Fault(word, "Hydra's multirun is not used here", "name a grid with +grid=NAME, or give lists"))
+            faults.append(
+                Fault(word, "Hydra's multirun is not used here", "name a grid with +grid=NAME, or give lists")
+            )
         elif name == "--config-dir":
             folder = attached if equals else (rest.pop(0) if rest else "")
             if not folder or not Path(folder).is_dir():
-                faults.append(Fault("--config-dir", f"{folder!r} is not a folder", "give the folder of your own configs"))
+                faults.append(
+                    Fault("--config-dir", f"{folder!r} is not a folder", "give the folder of your own configs")
+                )
             else:
                 dirs.append(Path(folder).resolve())
         elif word == "-h":
@@ -121,17 +126,13 @@ def _values(value: Any, word: str, faults: list[Fault]) -> list[Any]:
     if isinstance(value, (Glob, IntervalSweep)):
         faults.append(Fault(word, "glob() and interval() are not used here", "list the values: a,b,c or range(a,b)"))
         return []
-    if not isinstance(value, Sweep):
-        raw = [value]
+    if isinstance(value, RangeSweep):
+        raw = list(itertools.islice(value.range(), MAX_SWEEP_VALUES + 1))
+        if len(raw) > MAX_SWEEP_VALUES:
+            faults.append(Fault(word, "these are too many values for one axis", f"at most {MAX_SWEEP_VALUES}"))
+            return []
     else:
-        items = getattr(value, "list", None)
-        if items is None:  # RangeSweep
-            length = len(value.range()) if hasattr(value, "range") else 0
-            if length > MAX_SWEEP_VALUES:
-                faults.append(Fault(word, f"{length} values are too many for one axis", f"at most {MAX_SWEEP_VALUES}"))
-                return []
-            items = list(value.range())
-        raw = list(items)
+        raw = list(value.list) if isinstance(value, ChoiceSweep) else [value]
     plain = [_plain(v) for v in raw]
     if not plain or any(v == "" for v in plain):
         faults.append(Fault(word, "the value is empty", f"write {word.split('=')[0]}=VALUE"))

@@ -19,7 +19,7 @@ from typing import Any, cast
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -132,7 +132,7 @@ class ConfigSpace:
             cause = f" {' '.join(str(error.__cause__).split())}" if error.__cause__ else ""
             raise InputError([Fault(" ".join(overrides) or "conf/config.yaml", (reason + cause)[:400])]) from None
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
-        plain = cast(DictConfig, OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]))
+        plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         return {**cast(dict[str, Any], OmegaConf.to_container(plain)), "__choices__": choices}
 
     def build(
@@ -217,8 +217,11 @@ class _Lookup:
             node: Any = self.space.node(head, self.choices[head]) if head in GROUPS else self.space.top.get(head)
             for name in filter(None, tail.split(".")):
                 if not isinstance(node, dict) or name not in node:
-                    self.faults.append(Fault("${" + key + "}", "refers to a setting that does not exist",
-                                             suggest(key, validate.leaves())))
+                    self.faults.append(
+                        Fault(
+                            "${" + key + "}", "refers to a setting that does not exist", suggest(key, validate.leaves())
+                        )
+                    )
                     return None
                 node = node[name]
             return self.resolve(node, key)
@@ -237,7 +240,7 @@ class _Lookup:
 
     def _by_omegaconf(self, text: str, where: str) -> Any:
         """What is more than a plain reference (resolvers, text around it) is OmegaConf's business."""
-        everything: dict[str, Any] = {key: v for key, v in self.space.top.items()}
+        everything: dict[str, Any] = dict(self.space.top)
         for group in GROUPS:
             everything[group] = self.space.node(group, self.choices[group])
         cfg = OmegaConf.create(everything)

@@ -50,8 +50,6 @@ def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Coun
             if chosen is None:
                 continue
             turns = (Message("user", prompt.strip()),)
-            pair = make_pair(
-                f"{split}:{i}:{choose.__name__}", turns, responses[chosen], responses[1 - chosen], counts
-            )
+            pair = make_pair(f"{split}:{i}:{choose.__name__}", turns, responses[chosen], responses[1 - chosen], counts)
             if pair is not None:
                 yield pair

@@ -63,8 +63,15 @@ def evaluate(benchmark: Benchmark, scoring: Scoring, base: Base, model: Any, mir
             )
         except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise InputError([Fault(f"benchmark {benchmark.task}", f"its data cannot be read: {reason}",
-                                    "set hub.mirror=DIR, or be online")]) from None
+            raise InputError(
+                [
+                    Fault(
+                        f"benchmark {benchmark.task}",
+                        f"its data cannot be read: {reason}",
+                        "set hub.mirror=DIR, or be online",
+                    )
+                ]
+            ) from None
     assert results is not None
     return Scores(_metrics(str(benchmark.task), results), _samples(results), read, _details(results))
 
@@ -136,8 +143,12 @@ def _samples(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Each sample with its answers and scores; the prompt by its hash, as few-shot prompts repeat the examples."""
     keep = ("doc_id", "doc_hash", "prompt_hash", "target", "filter", "resps", "filtered_resps")
     return [
-        {"task": task, **{key: sample[key] for key in keep if key in sample},
-         **{metric: sample[metric] for metric in sample.get("metrics", [])}, "doc": sample["doc"]}
+        {
+            "task": task,
+            **{key: sample[key] for key in keep if key in sample},
+            **{metric: sample[metric] for metric in sample.get("metrics", [])},
+            "doc": sample["doc"],
+        }
         for task, samples in results.get("samples", {}).items()
         for sample in samples
     ]

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from peft_align.data.order import sample_order
 from peft_align.data.sources import load_split
 from peft_align.data.tokenization import TokenizedPair, tokenize
 from peft_align.evaluation.scores import Scores, mean_metric
@@ -24,7 +25,6 @@ from peft_align.grid.expand import Run, Scoring
 from peft_align.models.adapters import loaded_adapter
 from peft_align.models.loading import Base
 from peft_align.models.scoring import response_log_probabilities
-from peft_align.data.order import sample_order
 
 ORDER_SEED = 0  # which pairs are held out does not depend on the run
 
@@ -46,9 +46,7 @@ class PreferenceBenchmark:
 
     _known: dict[str, Heldout] = field(default_factory=dict)
 
-    def evaluate(
-        self, run: Run, scoring: Scoring, base: Base, model: Any, tick: Callable[[int, int], None]
-    ) -> Scores:
+    def evaluate(self, run: Run, scoring: Scoring, base: Base, model: Any, tick: Callable[[int, int], None]) -> Scores:
         """Score `model` (the base with or without an adapter) on the run's held-out pairs. Raises InputError."""
         heldout = self._heldout(run, scoring, base)
         aligned = model is not base.model
@@ -61,8 +59,13 @@ class PreferenceBenchmark:
             mean_metric("response_loss", losses, False),
         ]
         samples = [
-            {"id": pair.id, "chosen_logp": c, "rejected_logp": r, "chosen_tokens": len(pair.chosen),
-             "rejected_tokens": len(pair.rejected)}
+            {
+                "id": pair.id,
+                "chosen_logp": c,
+                "rejected_logp": r,
+                "chosen_tokens": len(pair.chosen),
+                "rejected_tokens": len(pair.rejected),
+            }
             for pair, c, r in zip(heldout.pairs, chosen, rejected, strict=True)
         ]
         if aligned:
@@ -82,9 +85,20 @@ class PreferenceBenchmark:
 
     def _heldout(self, run: Run, scoring: Scoring, base: Base) -> Heldout:
         evaluation, template = scoring.evaluation, run.config.model.template
-        key = repr((scoring.dataset, scoring.preference, evaluation.heldout, evaluation.heldout_split,
-                    scoring.max_length, template, base.source["digest"], run.config.peft.base_precision,
-                    run.config.peft.double_quantization, run.config.peft.compute_dtype))
+        key = repr(
+            (
+                scoring.dataset,
+                scoring.preference,
+                evaluation.heldout,
+                evaluation.heldout_split,
+                scoring.max_length,
+                template,
+                base.source["digest"],
+                run.config.peft.base_precision,
+                run.config.peft.double_quantization,
+                run.config.peft.compute_dtype,
+            )
+        )
         if key not in self._known:
             split = load_split(scoring.dataset, scoring.preference, evaluation.heldout_split, run.config.hub.mirror)
             wanted = min(evaluation.heldout, len(split.pairs))

@@ -16,9 +16,9 @@ from peft_align.grid.expand import Run
 from peft_align.grid.planner import BASELINE_STEP, Request
 from peft_align.models.adapters import loaded_adapter
 from peft_align.models.loading import Base
+from peft_align.models.provenance import provenance
 from peft_align.store.records import atomic_write, sha256, write_json
 from peft_align.store.runs import RunDir
-from peft_align.models.provenance import provenance
 
 SAMPLES = "samples.jsonl.gz"
 
@@ -43,8 +43,8 @@ class Suite:
                     self._one(run, directory, base, model, request)
 
     def _one(self, run: Run, directory: RunDir, base: Base, model: object, request: Request) -> None:
-        label = f"evaluate {request.benchmark}"
-        directory.report_progress(stage=label, step=request.step, of=request.step)
+        label = f"evaluate {request.benchmark}" + (f" at step {request.step}" if request.step else "")
+        directory.report_progress(stage=label)
         started = time.time()
         if request.config.kind == "preference":
 

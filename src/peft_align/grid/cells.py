@@ -69,7 +69,7 @@ def expand_block(space: ConfigSpace, block: Block) -> Iterator[Cell]:
         rows.append([{key: values[i] for key, values in group.items()} for i in range(length)])
     for combination in itertools.product(*rows):
         varied = {key: v for part in combination for key, v in part.items()}
-        outer = {**block.set, **varied, **block.fixed}
+        outer = {**block.settings, **varied, **block.fixed}
         for inner in when_values(space, block, outer):
             values = {**outer, **inner, **block.fixed}
             kept = {key: v for key, v in values.items() if applies(space, key, values)}
@@ -159,7 +159,9 @@ def narrow(
                 excluded.append(Excluded(cell.values, reason))
     _check_reached(space, checked, cells, faults)
     if not faults and not cells:
-        faults.append(Fault(" ".join(o.text for o in overrides) or "grid", "no run is left", "see the blocks of the grid"))
+        faults.append(
+            Fault(" ".join(o.text for o in overrides) or "grid", "no run is left", "see the blocks of the grid")
+        )
     if faults:
         raise InputError(faults)
     return cells, excluded, notes
@@ -172,7 +174,7 @@ def _assign(block: Block, key: str, values: list[Any]) -> Block:
         axes={k: v for k, v in block.axes.items() if k != key},
         zip=tuple(group for z in block.zip if (group := {k: v for k, v in z.items() if k != key})),
         when=tuple(When(w.where, axes) for w in block.when if (axes := {k: v for k, v in w.axes.items() if k != key})),
-        set={k: v for k, v in block.set.items() if k != key},
+        settings={k: v for k, v in block.settings.items() if k != key},
     )
     if len(values) == 1:
         return replace(base, fixed={**base.fixed, key: values[0]})
@@ -190,7 +192,7 @@ def _filter(space: ConfigSpace, cell: Cell, key: str, values: list[Any]) -> list
 
 
 def _all_values(block: Block, key: str) -> list[Any]:
-    found = [*block.axes.get(key, []), *([block.set[key]] if key in block.set else [])]
+    found = [*block.axes.get(key, []), *([block.settings[key]] if key in block.settings else [])]
     for group in block.zip:
         found += group.get(key, [])
     for when in block.when:
@@ -198,9 +200,7 @@ def _all_values(block: Block, key: str) -> list[Any]:
     return found
 
 
-def _options(
-    blocks: Sequence[Block], checked: Sequence[tuple[Override, list[Any]]]
-) -> Iterable[tuple[str, str]]:
+def _options(blocks: Sequence[Block], checked: Sequence[tuple[Override, list[Any]]]) -> Iterable[tuple[str, str]]:
     """The options that the blocks and overrides name, to be composed together."""
     for override, values in checked:
         if override.key in GROUPS:

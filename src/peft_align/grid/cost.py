@@ -1,4 +1,4 @@
-"""What a run costs: parameters by the closed formula, disk, and time from measured throughput. No download, no torch."""
+"""What a run costs: parameters by the closed formula, disk, time from measured throughput. No download, no torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def adapter_parameters(run: Run) -> int | None:
 
 
 def disk_bytes(items: Iterable[Item]) -> int:
-    """Bytes that the training still to be done will leave on disk: a checkpoint a step asked for (adapter/ is linked)."""
+    """Bytes that the training still to be done will leave on disk: a checkpoint for each step (adapter/ is linked)."""
     total = 0
     for item in items:
         if item.train is None:

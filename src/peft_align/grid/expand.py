@@ -12,7 +12,15 @@ from peft_align.config.command_line import CommandLine, Override
 from peft_align.config.compose import Built, ConfigSpace
 from peft_align.config.identity import base_label, baseline_id, train_id
 from peft_align.config.schema import (
-    DPO, GROUPS, MAIN_AXES, SWEEP_LEVEL, Benchmark, Config, Dataset, Evaluation, Preference,
+    DPO,
+    GROUPS,
+    MAIN_AXES,
+    SWEEP_LEVEL,
+    Benchmark,
+    Config,
+    Dataset,
+    Evaluation,
+    Preference,
 )
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import find_benchmark
@@ -134,16 +142,22 @@ class _Builder:
         for (dataset, rule), count in self.unfit.items():
             rules = ", ".join(self.space.node("dataset", dataset)["rules"])
             what = f"dataset {dataset} has no preference '{rule}' ({count} runs)"
-            self.faults.append(Fault(f"preference={rule}", what, f"it has {rules}; exclude these cells or narrow the axis"))
+            self.faults.append(
+                Fault(f"preference={rule}", what, f"it has {rules}; exclude these cells or narrow the axis")
+            )
         if self.faults:
             raise InputError(self.faults)
         trained = list(self.runs.values())
         return trained + (self._baselines(trained) if baselines else [])
 
-    def _run(self, values: dict[str, Any], axes: tuple[str, ...], cell: Cell, *, parent_only: bool = False) -> Run | None:
+    def _run(
+        self, values: dict[str, Any], axes: tuple[str, ...], cell: Cell, *, parent_only: bool = False
+    ) -> Run | None:
         choices = {group: values.get(group, self.whole.get(group, self.space.defaults[group])) for group in GROUPS}
         assigned = {k: v for k, v in (values | self.whole).items() if k not in GROUPS}
-        built = self.space.build(choices, {k: v for k, v in assigned.items() if applies(self.space, k, choices)}, self.faults)
+        built = self.space.build(
+            choices, {k: v for k, v in assigned.items() if applies(self.space, k, choices)}, self.faults
+        )
         if built is None:
             return None
         config, parts = built
@@ -210,8 +224,14 @@ class _Builder:
             if found is not None:
                 benchmarks.append((name, found))
         return Scoring(
-            steps, evaluation, config.dataset, config.preference, choices["dataset"], choices["preference"],
-            config.train.max_length, tuple(benchmarks),
+            steps,
+            evaluation,
+            config.dataset,
+            config.preference,
+            choices["dataset"],
+            choices["preference"],
+            config.train.max_length,
+            tuple(benchmarks),
         )
 
     def _parent(self, cell: Cell) -> Run | None:

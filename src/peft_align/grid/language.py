@@ -45,13 +45,13 @@ class Block:
     zip: tuple[dict[str, list[Any]], ...] = ()
     when: tuple[When, ...] = ()
     exclude: tuple[Exclude, ...] = ()
-    set: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # `set` in the file
     fixed: dict[str, Any] = field(default_factory=dict)
 
     def own_keys(self) -> set[str]:
         """The keys that the block varies or sets."""
         zipped = {key for group in self.zip for key in group}
-        return {*self.axes, *zipped, *(key for w in self.when for key in w.axes), *self.set}
+        return {*self.axes, *zipped, *(key for w in self.when for key in w.axes), *self.settings}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is done and what is missing, from the disk alone. Imports no torch; used by plan, by the launcher and by jobs."""
+"""What is done and what is missing, from the disk alone, without torch: for plan, the launcher and jobs."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Planner:
     def changed_inputs(
         self, run: Run, inputs: Mapping[str, Mapping[str, Any]], request: Request | None = None
     ) -> str | None:
-        """Which input a record read is another one now: both digests, or None. What is not on this machine is passed."""
+        """Which input of a record is another one now, with both digests, or None. What is not on this machine is passed."""
         for name, read in inputs.items():
             folder: Path | None
             if name == "model":

@@ -138,7 +138,11 @@ class LocalLauncher:
         with path.with_suffix(".log").open("ab") as log:
             job.process = subprocess.Popen(
                 [sys.executable, "-m", "peft_align.launch.job", str(path)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
             )
 
     def _bury(self, job: Job) -> list[Job]:
@@ -175,7 +179,9 @@ class LocalLauncher:
             due = time.time() - last[0] > PLAIN_INTERVAL
             for state in states:
                 tag = f"{state.state} {state.detail}"
-                if state.state == "waiting" or (shown.get(state.run_id) == tag and not (due and state.state == "running")):
+                if state.state == "waiting" or (
+                    shown.get(state.run_id) == tag and not (due and state.state == "running")
+                ):
                     continue
                 if state.run_id in shown or state.state != "done":
                     print(f"[{counts['done']}/{len(states)}] {line(state)}", flush=True)

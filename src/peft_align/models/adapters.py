@@ -41,7 +41,9 @@ def continue_adapter(base: Base, folder: Path, peft: Peft) -> PeftModel:
     """Put a trainable copy of a saved adapter on the base, with this run's dropout."""
     config = LoraConfig.from_pretrained(folder)
     config.lora_dropout, config.inference_mode = peft.dropout, False
-    model = PeftModel.from_pretrained(base.model, folder, is_trainable=True, config=config, autocast_adapter_dtype=False)
+    model = PeftModel.from_pretrained(
+        base.model, folder, is_trainable=True, config=config, autocast_adapter_dtype=False
+    )
     cast_adapter(model, peft)
     return model
 

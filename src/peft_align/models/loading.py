@@ -136,7 +136,11 @@ def find_model(model: Model, mirror: str | None) -> tuple[Path, str | None]:
         looked = f"the mirror {mirror} nor " if mirror else ""
         reason = str(error).splitlines()[0][:200]
         raise InputError(
-            [Fault(model.hub_id, f"is neither in {looked}the hub's cache nor reachable: {reason}", "set hub.mirror=DIR")]
+            [
+                Fault(
+                    model.hub_id, f"is neither in {looked}the hub's cache nor reachable: {reason}", "set hub.mirror=DIR"
+                )
+            ]
         ) from None
 
 

@@ -83,13 +83,21 @@ def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row]) -> Non
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fixed = {"value": pa.float64(), "stderr": pa.float64(), "n": pa.int64(), "step": pa.int64(), "seed": pa.int64(),
-             "higher_is_better": pa.bool_()}
+    fixed = {
+        "value": pa.float64(),
+        "stderr": pa.float64(),
+        "n": pa.int64(),
+        "step": pa.int64(),
+        "seed": pa.int64(),
+        "higher_is_better": pa.bool_(),
+    }
     arrays = []
     for name in names:
         values = [row[name] for row in table]
         further = name not in (*FIRST, *LAST)
-        numeric = further and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values if v is not None)
+        numeric = further and all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in values if v is not None
+        )
         kind = fixed.get(name, pa.float64() if numeric else pa.string())
         if kind == pa.string():
             values = [None if v is None else str(v) for v in values]
@@ -99,10 +107,14 @@ def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row]) -> Non
 
 
 def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
-    """The summary: a row for each cell and step, a column for each metric, mean ± 95% t interval over seeds."""
+    """The summary: a row for each cell and step, a column for each metric, mean ± 95% t interval over seeds.
+
+    Shown are the metrics that the benchmarks' options name; the CSV holds all.
+    """
+    table = _spread_baselines([row for row in table if _is_shown(sweep, row)])
     if not table:
         return "No results yet.\n"
-    further = [key for key in columns(sweep)[len(FIRST) : -len(LAST)]]
+    further = columns(sweep)[len(FIRST) : -len(LAST)]
     keys = [*MAIN_AXES, *further, "step"]
     varying = [k for k in keys if k in ("method", "peft") or len({str(row[k]) for row in table}) > 1]
     measures = list(dict.fromkeys((row["benchmark"], row["metric"]) for row in table))
@@ -120,12 +132,35 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
         shown = [_cell(values.get(measure)) for measure in measures]
         body.append([*("" if part is None else str(part) for part in key), *shown, str(seeds)])
     fixed = "; ".join(
-        f"{k}: {value}" for k in keys if k not in varying and (value := next((r[k] for r in table if r[k] is not None), None))
-        is not None
+        f"{k}: {value}"
+        for k in keys
+        if k not in varying and (value := next((r[k] for r in table if r[k] is not None), None)) is not None
     )
     note = "± is the 95% t interval over seeds." if any("±" in cell for line in body for cell in line) else ""
     caption = "\n".join(filter(None, [fixed and f"{fixed}.", note]))
     return f"{_align(head, body)}\n{caption}\n" if caption else _align(head, body)
+
+
+def _is_shown(sweep: Sweep, row: Row) -> bool:
+    shown = {name: b.metrics for run in sweep.runs for scoring in run.scorings for name, b in scoring.benchmarks}
+    metrics = shown.get(str(row["benchmark"]).partition("/")[0], ["*"])
+    return "*" in metrics or str(row["metric"]).partition(",")[0] in metrics
+
+
+def _spread_baselines(table: Sequence[Row]) -> list[Row]:
+    """Show a baseline's scores that belong to no dataset beside each of its held-out sets, not in a row of their own."""
+    sets: dict[str, dict[tuple[str, str], None]] = {}
+    for row in table:
+        if row["kind"] == "baseline" and row["dataset"] is not None:
+            sets.setdefault(row["run_id"], {})[row["dataset"], row["preference"]] = None
+    spread = []
+    for row in table:
+        homeless = row["kind"] == "baseline" and row["dataset"] is None
+        places = (
+            sets.get(row["run_id"], {(None, None): None}) if homeless else {(row["dataset"], row["preference"]): None}
+        )
+        spread += [row | {"dataset": dataset, "preference": preference} for dataset, preference in places]
+    return spread
 
 
 def _cell(values: Sequence[float] | None) -> str:

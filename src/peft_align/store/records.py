@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -95,6 +96,19 @@ class Digests:
             with suppress(OSError):  # a cache: without it, digests are computed again
                 write_json(self.path, {**(read_json(self.path) or {}), **self._fresh})
             self._fresh = {}
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """A second copy of a folder that takes no room where the file system has hard links."""
+
+    def link(a: str, b: str) -> None:
+        try:
+            os.link(a, b)
+        except OSError:
+            shutil.copyfile(a, b)
+
+    shutil.copytree(source, target, copy_function=link)
+    sync_tree(target)
 
 
 def sha256(path: Path) -> str:

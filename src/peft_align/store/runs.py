@@ -1,15 +1,15 @@
 """One directory a run, shared by all sweeps under one root.
 
-    runs/<id>/
-        run.json                     what the run is; written when it starts
-        train.json                   the record of training, written last
-        adapter/                     the last checkpoint, in PEFT's format
-        checkpoints/step-000100/     the adapter at each step asked for
-        metrics.jsonl                one line a step
-        attempt/                     a training in progress; committed as a whole when it is complete
-        evaluations/<name>/          samples.jsonl.gz, and record.json written last
-        progress.json, failed.json   what happens now; why it stopped
-        train.log                    what the job printed
+runs/<id>/
+    run.json                     what the run is; written when it starts
+    train.json                   the record of training, written last
+    adapter/                     the last checkpoint, in PEFT's format
+    checkpoints/step-000100/     the adapter at each step asked for
+    metrics.jsonl                one line a step
+    attempt/                     a training in progress; committed as a whole when it is complete
+    evaluations/<name>/          samples.jsonl.gz, and record.json written last
+    progress.json, failed.json   what happens now; why it stopped
+    train.log                    what the job printed
 """
 
 from __future__ import annotations

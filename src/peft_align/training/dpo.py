@@ -24,7 +24,11 @@ class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
 
 def trainer(
-    model: Any, tokenizer: Any, rows: Sequence[TokenizedPair], config: Config, arguments: dict[str, Any],
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenizedPair],
+    config: Config,
+    arguments: dict[str, Any],
     callbacks: list[Any],
 ) -> DPOTrainer:
     """A TRL trainer that takes the rows as they are; see training.sft.trainer for the arguments."""

@@ -1,8 +1,8 @@
 """Trains one run from its config to its record, through TRL.
 
-Supports: SFT and DPO; LoRA and QLoRA (NF4); CPU and one CUDA device (never run on CUDA so far); DPO from the base or from
-an SFT run. The samples, their order and the batches are decided before the trainer sees them. Everything is written into
-`attempt/` and put in place as a whole, its record last.
+Supports: SFT and DPO; LoRA and QLoRA (NF4); CPU and one CUDA device (never run on CUDA so far); DPO from the base or
+from an SFT run. The samples, their order and the batches are decided before the trainer sees them. Everything is written
+into `attempt/` and put in place as a whole, its record last.
 
 Limits: an interrupted run starts again; one device a run.
 """
@@ -21,16 +21,23 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from peft_align.config.schema import Config
+from peft_align.data.order import sample_order
 from peft_align.data.sources import load_split
 from peft_align.data.tokenization import TokenizedPair, tokenize
 from peft_align.grid.expand import Run
-from peft_align.models.adapters import cast_adapter, continue_adapter, new_adapter, save_adapter, take_off, trainable_parameters
+from peft_align.models.adapters import (
+    cast_adapter,
+    continue_adapter,
+    new_adapter,
+    save_adapter,
+    take_off,
+    trainable_parameters,
+)
 from peft_align.models.loading import Base
-from peft_align.store.records import atomic_write, write_json
+from peft_align.models.provenance import peak_memory, provenance
+from peft_align.store.records import atomic_write, link_tree, write_json
 from peft_align.store.runs import RunDir, step_name
 from peft_align.training import dpo, sft
-from peft_align.data.order import sample_order
-from peft_align.models.provenance import peak_memory, provenance
 from peft_align.training.tracking import Log
 
 METHODS = {"sft": sft.trainer, "dpo": dpo.trainer}
@@ -81,7 +88,7 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
         take_off(base, model)
     shutil.rmtree(directory.attempt / "scratch", ignore_errors=True)
     last = config.train.max_steps
-    shutil.copytree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
+    link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
     metrics_size = (directory.attempt / "metrics.jsonl").stat().st_size
     tokens = recorder.tokens
     record = {
@@ -219,6 +226,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         elapsed = now - self.begun
         total = self.run.config.train.max_steps
         self.directory.report_progress(
-            stage="train", step=step, of=total, loss=loss, seconds_per_step=elapsed / step if step else None,
+            stage="train",
+            step=step,
+            of=total,
+            loss=loss,
+            seconds_per_step=elapsed / step if step else None,
             eta=elapsed / step * (total - step) if step else None,
         )

@@ -15,7 +15,11 @@ IGNORED = -100
 
 
 def trainer(
-    model: Any, tokenizer: Any, rows: Sequence[TokenizedPair], config: Config, arguments: dict[str, Any],
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenizedPair],
+    config: Config,
+    arguments: dict[str, Any],
     callbacks: list[Any],
 ) -> SFTTrainer:
     """A TRL trainer that takes the rows as they are: tokenized, truncated and in order.
@@ -26,10 +30,7 @@ def trainer(
         arguments: what all methods share (training.run.shared_arguments).
     """
     dataset = Dataset.from_list(
-        [
-            {"input_ids": row.prompt + row.chosen, "labels": [IGNORED] * len(row.prompt) + row.chosen}
-            for row in rows
-        ]
+        [{"input_ids": row.prompt + row.chosen, "labels": [IGNORED] * len(row.prompt) + row.chosen} for row in rows]
     )
     return SFTTrainer(
         model=model,

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from peft_align.config.schema import NoTracker, Wandb
 
@@ -30,7 +30,7 @@ def tracking(
         return
     import wandb
 
-    mode = online_or_offline() if tracker.mode == "auto" else tracker.mode
+    mode = online_or_offline() if tracker.mode == "auto" else cast(Literal["online", "offline"], tracker.mode)
     folder.mkdir(parents=True, exist_ok=True)
     run = wandb.init(
         project=tracker.project,
@@ -50,7 +50,7 @@ def tracking(
     run.finish()
 
 
-def online_or_offline() -> str:
+def online_or_offline() -> Literal["online", "offline"]:
     """online if there is an API key and the server answers, else offline."""
     has_key = bool(os.environ.get("WANDB_API_KEY")) or (Path.home() / ".netrc").is_file()
     if not has_key:

@@ -1,0 +1,43 @@
+# make help lists the targets. Each does all the set-up it needs, once.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+RUN := HF_HUB_DISABLE_TELEMETRY=1 $(PY)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow test-all lint wheel clean
+
+help:  ## show this help
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready  ## make the virtual environment with the tested versions
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (2 GB, a few minutes) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: setup  ## train and evaluate 4 small runs on this machine and show the table (about 8 minutes at first)
+	@$(RUN) scripts/fetch_smollm2.py
+	@$(RUN) -m peft_align.sweep +grid=quickstart
+
+test: setup lint  ## the quick tests (5 minutes)
+	@$(RUN) -m pytest -m "not slow and not acceptance"
+
+test-slow: setup  ## the slow tests: a real model, real data
+	@$(RUN) scripts/fetch_smollm2.py
+	@$(RUN) -m pytest -m slow
+
+lint: setup  ## ruff and mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+wheel: setup  ## build the wheel into dist/
+	@$(PY) -m build --wheel --outdir dist .
+
+clean:  ## remove the environment and build products (not outputs/)
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
