@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,30 @@ def task_manager(include_path: str | None) -> Any:
     return TaskManager(include_path=[str(OWN_TASKS), *([include_path] if include_path else [])])
 
 
-def evaluate(benchmark: Benchmark, scoring: Scoring, base: Base, model: Any, mirror: str | None) -> Scores:
+def counting_model(model: Any, tokenizer: Any, batch_size: int, tick: Callable[[int], None]) -> Any:
+    """lm-eval's HFLM around a loaded model, which tells how many sequences it has done."""
+    from lm_eval.models.huggingface import HFLM
+
+    class CountingHFLM(HFLM):  # type: ignore[misc]
+        done = 0
+
+        def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
+            result = super()._model_call(inps, *args, **kwargs)
+            self.done += len(inps)
+            tick(self.done)
+            return result
+
+    return CountingHFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+
+
+def evaluate(
+    benchmark: Benchmark,
+    scoring: Scoring,
+    base: Base,
+    model: Any,
+    mirror: str | None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Scores:
     """Score `model` on an lm-eval task or group.
 
     Args:
@@ -39,17 +62,15 @@ def evaluate(benchmark: Benchmark, scoring: Scoring, base: Base, model: Any, mir
         base: for its tokenizer.
         model: the base with or without an adapter.
         mirror: folder that is looked into before the hub.
+        tick: called with the number of sequences done.
 
     Raises:
         InputError: the task's data is neither in the mirror nor reachable.
     """
     import lm_eval
-    from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    wrapped = HFLM(
-        pretrained=model, tokenizer=base.tokenizer, backend="causal", batch_size=scoring.evaluation.batch_size
-    )
+    wrapped = counting_model(model, base.tokenizer, scoring.evaluation.batch_size, tick)
     with mirrored_datasets(mirror) as read:
         try:
             results = lm_eval.simple_evaluate(

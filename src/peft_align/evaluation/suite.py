@@ -54,7 +54,11 @@ class Suite:
 
             scores = self.preference.evaluate(run, request.scoring, base, model, tick)
         else:
-            scores = harness.evaluate(request.config, request.scoring, base, model, run.config.hub.mirror)
+
+            def count(done: int) -> None:
+                directory.report_progress(stage=label, step=done)
+
+            scores = harness.evaluate(request.config, request.scoring, base, model, run.config.hub.mirror, count)
         save(directory, base, request, scores, time.time() - started)
 
 

@@ -44,7 +44,7 @@ def task_folders(include_path: str | None) -> list[Path]:
 
 @functools.cache
 def lm_eval_has(name: str, include_path: str | None) -> bool:
-    """Whether a task, group or tag of this name is declared; reads the YAML files as text: lm-eval is slow to import."""
+    """Whether a task, group or tag of this name is declared. Reads the YAML files as text: lm-eval imports slowly."""
     quoted = re.escape(name.encode())
     declared = re.compile(rb"^[\s\-\"']*(?:task|group|tag)[\"']?:\s*[\"']?" + quoted + rb"[\"']?\s*$", re.MULTILINE)
     listed = re.compile(rb"^\s*-\s*[\"']?" + quoted + rb"[\"']?\s*$", re.MULTILINE)

@@ -51,13 +51,13 @@ def observe(planner: Planner, item: Item) -> State:
 
 def running(run_id: str, progress: dict[str, Any]) -> State:
     """A running run from its progress file."""
-    per_step, eta, loss, of = (progress.get(k) for k in ("seconds_per_step", "eta", "loss", "of"))
+    per_step, eta, loss, step, of = (progress.get(k) for k in ("seconds_per_step", "eta", "loss", "step", "of"))
     left = max(0.0, eta - (time.time() - progress["time"])) if eta is not None else None
     return State(
         run_id,
         "running",
         str(progress.get("stage", "")),
-        f"{progress.get('step', 0)}/{of}" if of else "",
+        f"{step}/{of}" if of else (str(step) if step else ""),
         f"{loss:.4f}" if loss is not None else "",
         f"{per_step:.2f} s/step" if per_step else "",
         human_time(left) if left is not None else "",

@@ -68,8 +68,9 @@ class RunDir:
         return read_json(self.path / "progress.json")
 
     def report_progress(self, **now: Any) -> None:
-        """Say what is being done, for `status` and the live table."""
-        write_json(self.path / "progress.json", {**now, "time": time.time(), "pid": os.getpid()})
+        """Say what is being done, for `status` and the live table. Lost in a crash, so it is not synced to disk."""
+        now |= {"time": time.time(), "pid": os.getpid()}
+        write_json(self.path / "progress.json", now, durable=False)
 
     def fail(self, stage: str, reason: str, **more: Any) -> None:
         """Record why the run stopped."""

@@ -1,8 +1,8 @@
 """Trains one run from its config to its record, through TRL.
 
 Supports: SFT and DPO; LoRA and QLoRA (NF4); CPU and one CUDA device (never run on CUDA so far); DPO from the base or
-from an SFT run. The samples, their order and the batches are decided before the trainer sees them. Everything is written
-into `attempt/` and put in place as a whole, its record last.
+from an SFT run. The samples, their order and the batches are decided before the trainer sees them. Everything is
+written into `attempt/` and put in place as a whole, its record last.
 
 Limits: an interrupted run starts again; one device a run.
 """

@@ -1,0 +1,61 @@
+"""What the tests share: the real data, the models, and small runs on the tiny one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests never reach for the hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SMOLLM2 = "smollm2-135m-instruct-dequantised-q4_1"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data ($PEFT_ALIGN_SHARED, default ../shared); the test is skipped where there is none."""
+    folder = Path(os.environ.get("PEFT_ALIGN_SHARED") or REPOSITORY.parent / "shared").resolve()
+    if not (folder / "mirror").is_dir():
+        pytest.skip(f"needs real data: {folder} is not there (set PEFT_ALIGN_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mirror(shared: Path) -> Path:
+    """The hub mirror in miniature."""
+    return shared / "mirror"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The converted SmolLM2; the test is skipped where it was not made."""
+    from peft_align.store.records import cache_dir
+
+    folder = cache_dir() / "models" / SMOLLM2
+    if not (folder / "complete.json").is_file():
+        pytest.skip("needs the model: python scripts/fetch_smollm2.py")
+    return folder
+
+
+Verb = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def verb(tmp_path: Path) -> Verb:
+    """Run `python -m peft_align.VERB ...` in an empty folder."""
+
+    def run(name: str, *words: str, timeout: float = 600, check: bool = False) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", f"peft_align.{name}", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
+        if check and done.returncode != 0:
+            pytest.fail(f"{' '.join(words)}\nexit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        return done
+
+    return run

@@ -1,0 +1,86 @@
+"""Templates and token boundaries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peft_align.config.schema import Dataset, Model, Preference, Shape
+from peft_align.data.order import sample_order
+from peft_align.data.pairs import Message, Pair
+from peft_align.data.sources import load_split
+from peft_align.data.templates import VICUNA_SYSTEM, mistral, vicuna
+from peft_align.data.tokenization import tokenize
+from peft_align.models.loading import find_model, load_tokenizer
+
+TURNS = (Message("user", "one"), Message("assistant", "two"), Message("user", "three"))
+TINY = Model("random", None, None, "vicuna", Shape(2, 32, 4, 2, 64, 384, True))
+HH = Dataset("hh_rlhf", "Anthropic/hh-rlhf", None, 0.05, ["harmless"])
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Any:
+    return load_tokenizer(find_model(TINY, None)[0])
+
+
+def test_vicuna_template_multi_turn() -> None:
+    assert vicuna(TURNS) == [f"{VICUNA_SYSTEM} USER: one ASSISTANT: two", "USER: three ASSISTANT:"]
+
+
+def test_mistral_template_multi_turn() -> None:
+    assert mistral(TURNS) == ["[INST] one [/INST] two", "[INST] three [/INST]"]
+
+
+@pytest.mark.parametrize("template", ["vicuna", "mistral"])
+def test_prompt_begins_with_bos_and_each_answer_ends_with_eos(tiny: Any, template: str) -> None:
+    (done,), _ = tokenize([Pair("x", TURNS, "good", "bad")], tiny, template, 4000)
+    assert done.prompt[0] == tiny.bos_token_id
+    assert done.prompt.count(tiny.eos_token_id) == 1  # after the earlier answer
+    assert done.chosen[-1] == done.rejected[-1] == tiny.eos_token_id
+    assert tiny.decode(done.chosen[:-1]) == " good"
+
+
+def test_an_end_token_spelled_in_the_data_is_never_the_end_of_our_turn(tiny: Any) -> None:
+    (done,), _ = tokenize([Pair("x", (Message("user", "q"),), "good", "bad")], tiny, "vicuna", 4000)
+    assert tiny.eos_token_id not in done.prompt
+
+
+def test_truncation_takes_the_prompts_beginning_first_and_is_counted(tiny: Any) -> None:
+    pair = Pair("x", (Message("user", "a" * 300 + "END"),), "b" * 30, "c" * 20)
+    (done,), cut = tokenize([pair], tiny, "mistral", 100)
+    assert cut == {"truncated prompts": 1, "truncated responses": 0}
+    assert len(done.prompt) + len(done.chosen) == 100
+    assert done.prompt[0] == tiny.bos_token_id
+    assert tiny.decode(done.prompt[1:]).endswith("END [/INST]")
+
+
+def test_a_response_is_cut_only_when_the_prompt_is_down_to_its_quarter(tiny: Any) -> None:
+    pair = Pair("x", (Message("user", "a" * 300),), "b" * 300, "c" * 20)
+    (done,), cut = tokenize([pair], tiny, "mistral", 100)
+    assert cut == {"truncated prompts": 1, "truncated responses": 1}
+    assert (len(done.prompt), len(done.chosen), len(done.rejected)) == (25, 75, 22)
+
+
+@pytest.mark.slow
+def test_real_dialogues_under_smollm2s_own_template_equal_the_template_rendered_whole(mirror: Path, smollm2: Path) -> None:
+    tokenizer = load_tokenizer(smollm2)
+    pairs = load_split(HH, Preference("harmless"), "test", str(mirror)).pairs[:200]
+    done, cut = tokenize(pairs, tokenizer, "chat", 10**6)
+    assert cut == {"truncated prompts": 0, "truncated responses": 0}
+    for pair, tokens in zip(pairs, done, strict=True):
+        turns = [{"role": m.role, "content": m.content} for m in pair.prompt]
+        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": pair.chosen}], tokenize=False)
+        expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        ours = tokens.prompt + tokens.chosen
+        assert expected[: len(ours)] == ours  # the template adds a line break after the end token
+        assert tokenizer.decode(tokens.chosen[:-1]) == pair.chosen
+
+
+def test_sample_order_is_whole_permutations_and_a_longer_run_begins_as_a_shorter_one() -> None:
+    order = sample_order(10, 25, seed=1)
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+    assert order[:10] != order[10:20]
+    assert sample_order(10, 7, seed=1) == order[:7]
+    assert sample_order(10, 25, seed=2) != order
