@@ -16,7 +16,7 @@ from peft_align.data.tokenization import tokenize
 from peft_align.models.loading import find_model, load_tokenizer
 
 TURNS = (Message("user", "one"), Message("assistant", "two"), Message("user", "three"))
-TINY = Model("random", None, None, "vicuna", Shape(2, 32, 4, 2, 64, 384, True))
+TINY = Model("random", None, None, "vicuna", Shape(2, 32, 4, 2, 64, 259, True))
 HH = Dataset("hh_rlhf", "Anthropic/hh-rlhf", None, 0.05, ["harmless"])
 
 

@@ -1,0 +1,116 @@
+"""The harness against lm_eval's own command line, sample by sample."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peft_align.config.command_line import parse
+from peft_align.config.compose import ConfigSpace
+from peft_align.evaluation.suite import Suite
+from peft_align.grid.benchmarks import OWN_TASKS
+from peft_align.grid.expand import Run, build_sweep
+from peft_align.grid.planner import Planner
+from peft_align.models.loading import Base, load_base
+from peft_align.store.runs import RunDir
+from peft_align.training.run import train
+
+MIRRORED = """
+import sys, datasets, os
+original = datasets.load_dataset
+mirror = sys.argv.pop(1)
+def load_dataset(path, name=None, **kwargs):
+    folder = os.path.join(mirror, path)
+    return original(folder if os.path.isdir(folder) else path, name, **kwargs)
+datasets.load_dataset = load_dataset
+from lm_eval.__main__ import cli_evaluate
+cli_evaluate()
+"""  # the command line itself, told where the data is
+
+
+def ours(run: Run, root: Path, base: Base) -> dict[tuple[str, int], dict[str, Any]]:
+    """The samples of the run's lm-eval benchmark, by task and document."""
+    directory, planner = RunDir(root, run.id), Planner(root, run.config.hub.mirror)
+    if run.kind == "train" and planner.item(run).train:
+        train(run, directory, base, lambda metrics, step: None)
+    Suite().evaluate(run, directory, base, [request for request, _ in planner.item(run).missing])
+    item = planner.item(run)
+    assert item.done
+    with gzip.open(directory.evaluation(item.requests[0].name) / "samples.jsonl.gz", "rt") as file:
+        return {(s["task"], s["doc_id"]): s for s in map(json.loads, file)}
+
+
+def theirs(
+    base: Base, adapter: Path | None, task: str, limit: int, shots: int, mirror: Path, folder: Path
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """The samples that `lm_eval run` logs."""
+    peft = f",peft={adapter}" if adapter else ""
+    command = [
+        sys.executable, "-c", MIRRORED, str(mirror), "run", "--model", "hf",
+        "--model_args", f"pretrained={base.folder},dtype=float32{peft}", "--tasks", task, "--limit", str(limit),
+        "--num_fewshot", str(shots), "--batch_size", "1", "--device", "cpu", "--log_samples",
+        "--output_path", str(folder), "--include_path", str(OWN_TASKS),
+    ]  # fmt: skip
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {}
+    for path in folder.rglob("samples_*.jsonl"):
+        name = path.name.removeprefix("samples_").rpartition("_")[0]
+        for line in path.read_text(encoding="utf-8").splitlines():
+            sample = json.loads(line)
+            found[name, sample["doc_id"]] = sample
+    return found
+
+
+def answers(sample: dict[str, Any]) -> list[float]:
+    """The log-probability of each choice."""
+    return [float(response[0]) for response in sample["filtered_resps"]]
+
+
+def compare(mine: dict[tuple[str, int], dict[str, Any]], other: dict[tuple[str, int], dict[str, Any]]) -> None:
+    assert mine.keys() == other.keys()
+    for key, sample in mine.items():
+        assert answers(sample) == pytest.approx(answers(other[key]), rel=1e-4, abs=1e-4)
+        assert sample["acc"] == other[key]["acc"]
+        assert sample["prompt_hash"] == other[key]["prompt_hash"]
+
+
+def sweep_of(*words: str) -> list[Run]:
+    return build_sweep(ConfigSpace(), parse(words)).runs
+
+
+FP32 = ("peft=lora", "peft.compute_dtype=fp32", "evaluation.batch_size=4", "train.max_steps=2", "train.learning_rate=1e-2")
+
+
+def test_own_task_equals_the_command_line_for_an_adapter_and_the_base(tmp_path: Path) -> None:
+    runs = sweep_of(
+        "model=tiny", "dataset=everyday", "method=sft", *FP32, "train.batch_size=2", "train.max_length=300",
+        "evaluation.benchmarks=[everyday_mc]", "evaluation.limit=6",
+    )  # fmt: skip
+    base = load_base(runs[0].config)
+    for run in runs:
+        adapter = RunDir(tmp_path, run.id).adapter if run.kind == "train" else None
+        mine = ours(run, tmp_path, base)
+        assert len(mine) == 6
+        compare(mine, theirs(base, adapter, "everyday_mc", 6, 0, tmp_path, tmp_path / run.kind))
+
+
+@pytest.mark.slow
+def test_mmlu_of_smollm2_equals_the_command_line_for_an_adapter(mirror: Path, smollm2: Path, tmp_path: Path) -> None:
+    """5-shot, 57 subjects, 2 questions each; an adapter trained on real rows, in fp32."""
+    run = sweep_of(
+        "model=smollm2_135m", "dataset=hh_rlhf", "method=sft", *FP32, "train.batch_size=4", f"hub.mirror={mirror}",
+        "evaluation.benchmarks=[mmlu]", "evaluation.limit=2",
+    )[0]  # fmt: skip
+    base = load_base(run.config)
+    mine = ours(run, tmp_path, base)
+    assert len(mine) == 114
+    compare(mine, theirs(base, RunDir(tmp_path, run.id).adapter, "mmlu", 2, 5, mirror, tmp_path / "lm_eval"))
