@@ -52,7 +52,8 @@ def test_helpful_takes_the_better_response_of_every_row() -> None:
 
 def test_the_mixture_is_both_sets_together(mirror: Path) -> None:
     sets = {
-        rule: load_split(PKU, Preference(rule), "train", str(mirror)).pairs for rule in ("harmless", "helpful", "mixture")
+        rule: load_split(PKU, Preference(rule), "train", str(mirror)).pairs
+        for rule in ("harmless", "helpful", "mixture")
     }
 
     def texts(rule: str) -> list[tuple[object, ...]]:
@@ -61,13 +62,17 @@ def test_the_mixture_is_both_sets_together(mirror: Path) -> None:
     assert texts("mixture") == sorted(texts("harmless") + texts("helpful"))
 
 
-def test_harmless_pairs_equal_the_published_mixed_safety_pairs_on_the_rows_they_share(mirror: Path, shared: Path) -> None:
+def test_harmless_pairs_equal_the_published_mixed_safety_pairs_on_the_rows_they_share(
+    mirror: Path, shared: Path
+) -> None:
     published = set()
     for path in sorted((shared / "peers/pku_saferlhf/mixed_pairs").rglob("*.jsonl*")):
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             for line in file:
                 entry = json.loads(line)
-                published.add((entry["prompt"].strip(), entry["safe_response"].strip(), entry["unsafe_response"].strip()))
+                published.add(
+                    (entry["prompt"].strip(), entry["safe_response"].strip(), entry["unsafe_response"].strip())
+                )
     ours = {
         (pair.prompt[0].content, pair.chosen, pair.rejected)
         for name in ("train", "test")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ def dialogue(*turns: str) -> str:
 
 
 def test_a_dialogue_is_split_at_its_last_assistant_turn() -> None:
-    (pair,), counts = read({"chosen": dialogue("hi", "hello", "and?", "yes"), "rejected": dialogue("hi", "hello", "and?", "no")})
+    (pair,), counts = read(
+        {"chosen": dialogue("hi", "hello", "and?", "yes"), "rejected": dialogue("hi", "hello", "and?", "no")}
+    )
     assert pair.prompt == (Message("user", "hi"), Message("assistant", "hello"), Message("user", "and?"))
     assert (pair.chosen, pair.rejected) == ("yes", "no")
     assert counts.plain() == {"read": 1, "kept": 1, "dropped": {}}
@@ -77,13 +80,14 @@ def test_every_real_row_is_kept_or_counted_and_nothing_of_its_text_is_lost(mirro
             assert pair.prompt[0].role == "user"
             assert pair.prompt[-1].role == "user"
             roles = [message.role for message in pair.prompt]
-            assert all(a != b for a, b in zip(roles, roles[1:], strict=False))
+            assert all(a != b for a, b in itertools.pairwise(roles))
 
 
 def test_the_rows_whose_prompts_differ_are_those_known_upstream(mirror: Path) -> None:
     differing = {
         rule: sum(
-            load_split(HH, Preference(rule), name, str(mirror)).counts.dropped["prompts differ"] for name in ("train", "test")
+            load_split(HH, Preference(rule), name, str(mirror)).counts.dropped["prompts differ"]
+            for name in ("train", "test")
         )
         for rule in ("harmless", "helpful")
     }

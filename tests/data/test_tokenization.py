@@ -64,7 +64,9 @@ def test_a_response_is_cut_only_when_the_prompt_is_down_to_its_quarter(tiny: Any
 
 
 @pytest.mark.slow
-def test_real_dialogues_under_smollm2s_own_template_equal_the_template_rendered_whole(mirror: Path, smollm2: Path) -> None:
+def test_real_dialogues_under_smollm2s_own_template_equal_the_template_rendered_whole(
+    mirror: Path, smollm2: Path
+) -> None:
     tokenizer = load_tokenizer(smollm2)
     pairs = load_split(HH, Preference("harmless"), "test", str(mirror)).pairs[:200]
     done, cut = tokenize(pairs, tokenizer, "chat", 10**6)

@@ -87,7 +87,13 @@ def sweep_of(*words: str) -> list[Run]:
     return build_sweep(ConfigSpace(), parse(words)).runs
 
 
-FP32 = ("peft=lora", "peft.compute_dtype=fp32", "evaluation.batch_size=4", "train.max_steps=2", "train.learning_rate=1e-2")
+FP32 = (
+    "peft=lora",
+    "peft.compute_dtype=fp32",
+    "evaluation.batch_size=4",
+    "train.max_steps=2",
+    "train.learning_rate=1e-2",
+)
 
 
 def test_own_task_equals_the_command_line_for_an_adapter_and_the_base(tmp_path: Path) -> None:

@@ -96,7 +96,10 @@ def test_response_scores_equal_one_sequence_at_a_time_and_do_not_depend_on_the_b
     base: Base = load_base(config_of("peft=lora", "peft.compute_dtype=fp32"))
     generator = torch.Generator().manual_seed(0)
     pairs = [
-        (torch.randint(3, 250, (p,), generator=generator).tolist(), torch.randint(3, 250, (r,), generator=generator).tolist())
+        (
+            torch.randint(3, 250, (p,), generator=generator).tolist(),
+            torch.randint(3, 250, (r,), generator=generator).tolist(),
+        )
         for p, r in [(1, 1), (5, 9), (30, 2), (7, 40), (12, 12)]
     ]
     expected = []

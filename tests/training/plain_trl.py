@@ -16,7 +16,8 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-job = json.load(open(sys.argv[1]))
+with open(sys.argv[1]) as job_file:
+    job = json.load(job_file)
 tokenizer = AutoTokenizer.from_pretrained(job["model"])
 
 
@@ -63,26 +64,26 @@ class Losses(TrainerCallback):
             losses.append(logs["loss"])
 
 
-arguments = dict(
-    output_dir=job["scratch"],
-    max_steps=job["steps"],
-    per_device_train_batch_size=job["micro_batch"],
-    gradient_accumulation_steps=job["batch"] // job["micro_batch"],
-    train_sampling_strategy="sequential",
-    learning_rate=job["learning_rate"],
-    weight_decay=job["weight_decay"],
-    max_grad_norm=job["max_grad_norm"],
-    lr_scheduler_type=job["schedule"],
-    optim="adamw_torch",
-    seed=job["seed"],
-    bf16=False,
-    logging_steps=1,
-    save_strategy="no",
-    report_to=[],
-    use_cpu=True,
-    max_length=None,
-    gradient_checkpointing=False,
-)
+arguments = {
+    "output_dir": job["scratch"],
+    "max_steps": job["steps"],
+    "per_device_train_batch_size": job["micro_batch"],
+    "gradient_accumulation_steps": job["batch"] // job["micro_batch"],
+    "train_sampling_strategy": "sequential",
+    "learning_rate": job["learning_rate"],
+    "weight_decay": job["weight_decay"],
+    "max_grad_norm": job["max_grad_norm"],
+    "lr_scheduler_type": job["schedule"],
+    "optim": "adamw_torch",
+    "seed": job["seed"],
+    "bf16": False,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": [],
+    "use_cpu": True,
+    "max_length": None,
+    "gradient_checkpointing": False,
+}
 lora = LoraConfig(
     task_type="CAUSAL_LM", r=job["r"], lora_alpha=job["alpha"], lora_dropout=0.0, target_modules=job["target_modules"]
 )
@@ -90,13 +91,21 @@ model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
 if job["method"] == "sft":
     dataset = Dataset.from_list([{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows])
     trainer = SFTTrainer(
-        model, args=SFTConfig(**arguments), train_dataset=dataset, processing_class=tokenizer, peft_config=lora,
+        model,
+        args=SFTConfig(**arguments),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=lora,
         callbacks=[Losses()],
     )
 else:
     trainer = DPOTrainer(
-        model, args=DPOConfig(**arguments, beta=job["beta"]), train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer, peft_config=lora, callbacks=[Losses()],
+        model,
+        args=DPOConfig(**arguments, beta=job["beta"]),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora,
+        callbacks=[Losses()],
     )
 trainer.train()
 print(json.dumps({"losses": losses}))

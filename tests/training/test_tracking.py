@@ -16,7 +16,9 @@ def test_without_a_key_the_mode_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_
     assert online_or_offline() == "offline"
 
 
-def test_an_offline_run_is_written_with_its_group_name_and_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_offline_run_is_written_with_its_group_name_and_config(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     tracker = Wandb(kind="wandb", project="p", entity=None, mode="auto")

@@ -51,10 +51,10 @@ class ConfigSpace:
 
     def __init__(self, config_dirs: Sequence[Path] = (), hydra_overrides: Sequence[str] = ()) -> None:
         self.dirs = [config_dir(), *config_dirs]
-        searchpath = f"hydra.searchpath=[{','.join(f'file://{d}' for d in config_dirs)}]"
+        searchpath = f"hydra.searchpath=[{','.join(map(_quoted, config_dirs))}]"
         self._hydra = [searchpath] if config_dirs else []
         self._nodes: dict[tuple[str, str], dict[str, Any]] = {}
-        self._references: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._references: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {}
         self._built: dict[str, Built | None] = {}
         self.faults = self._check_hydra(hydra_overrides)  # told together with those of the overrides
         base = self._compose([])
@@ -110,7 +110,7 @@ class ConfigSpace:
             batch = {group: options[i] for group, options in missing.items() if i < len(options)}
             composed = self._compose([f"{group}={option}" for group, option in batch.items()])
             for group, option in batch.items():
-                self._keep(group, option, composed[group])
+                self._keep(group, option, composed.get(group))
 
     def node(self, group: str, option: str) -> dict[str, Any]:
         """The unresolved plain values of one option. Treat as read-only."""
@@ -118,9 +118,16 @@ class ConfigSpace:
             self.prefetch([(group, option)])
         return self._nodes[group, option]
 
-    def _keep(self, group: str, option: str, node: dict[str, Any]) -> None:
+    def _keep(self, group: str, option: str, node: Any) -> None:
+        if node is None and not self.load(group, option):
+            node = {}  # an empty file: what is missing is told with the rest
+        if not isinstance(node, dict):
+            what = f"a mapping is expected under '{group}', and the file gives none"
+            raise InputError(
+                [Fault(f"{group}/{option}.yaml", what, "write the settings at its top, without a package")]
+            )
         self._nodes[group, option] = node
-        self._references[group, option] = tuple(_references(node))
+        self._references[group, option] = tuple(_references(node, group))
 
     def _compose(self, overrides: list[str]) -> dict[str, Any]:
         GlobalHydra.instance().clear()
@@ -179,7 +186,8 @@ class ConfigSpace:
         node = self.node(group, option)
         lookup = _Lookup(self, choices, assignments, faults)
         before = len(faults)
-        referenced = [lookup(reference) for reference in self._references[group, option]]
+        assigned = {key: lookup.resolve(v, key) for key, v in assigned.items()}
+        referenced = [lookup.resolve(text, where) for where, text in self._references[group, option]]
         cache_key = repr((group, option, sorted(assigned.items()), referenced))
         if cache_key in self._built and len(faults) == before:
             return self._built[cache_key]
@@ -255,15 +263,22 @@ class _Lookup:
         return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 
 
-def _references(node: Any) -> Iterable[str]:
+def _references(node: Any, where: str) -> Iterable[tuple[str, str]]:
+    """Each interpolated text of a node, with its place."""
     if isinstance(node, dict):
-        for v in node.values():
-            yield from _references(v)
+        for name, v in node.items():
+            yield from _references(v, f"{where}.{name}")
     elif isinstance(node, list):
         for v in node:
-            yield from _references(v)
-    elif isinstance(node, str) and (match := REFERENCE.match(node)):
-        yield match[1]
+            yield from _references(v, where)
+    elif isinstance(node, str) and "${" in node:
+        yield where, node
+
+
+def _quoted(folder: Path) -> str:
+    """A folder as Hydra's grammar takes it, whatever its name."""
+    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'file://{escaped}'"
 
 
 def _assign(node: dict[str, Any], group: str, assigned: Assignments) -> dict[str, Any]:

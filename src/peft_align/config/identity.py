@@ -12,9 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from peft_align.config.compose import Built, scientific
-from peft_align.config.schema import MAIN_AXES, Config, Peft
+from peft_align.config.schema import MAIN_AXES, SCIENTIFIC_GROUPS, Config, Peft
 
-SCIENTIFIC_GROUPS = ("dataset", "preference", "method", "model", "peft", "train")
 BASE_FIELDS = ("base_precision", "double_quantization", "compute_dtype")
 
 

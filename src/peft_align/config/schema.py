@@ -22,6 +22,7 @@ class Rule:
     above: float | None = None  # exclusive lower bound
     choices: tuple[str, ...] | None = None
     may_be_empty: bool = False  # a list without values
+    length: int | None = None  # of a list
 
 
 def value(doc: str, default: Any = MISSING, **rule: Any) -> Any:
@@ -124,7 +125,7 @@ class Train:
     schedule: str = value("learning-rate schedule after warm-up", choices=("constant", "linear", "cosine"))
     warmup_steps: int = value("steps of linear warm-up", low=0)
     optimizer: str = value("optimizer", choices=("adamw_torch", "adamw_bnb", "paged_adamw_32bit", "paged_adamw_8bit"))
-    adam_betas: list[float] = value("Adam's two decay rates", low=0, high=0.99999)
+    adam_betas: list[float] = value("Adam's two decay rates", low=0, high=0.99999, length=2)
     max_length: int = value("tokens of prompt and response together", low=8)
     checkpoint_steps: list[int] = operational("steps whose adapter is kept and evaluated", low=1)
     micro_batch_size: int = operational("samples per forward pass", low=1)
@@ -205,6 +206,8 @@ GROUPS: dict[str, type | dict[str, type]] = {
     "launcher": {"local": Local},
     "tracker": {"none": NoTracker, "wandb": Wandb},
 }
+# The groups that make a run what it is; the others are operational.
+SCIENTIFIC_GROUPS = ("dataset", "preference", "method", "model", "peft", "train")
 # Values that belong to no group, and what may only be set for a sweep as a whole.
 TOP_LEVEL = ("seed", "root", "hub")
 SWEEP_LEVEL = ("launcher", "tracker", "root", "hub")

@@ -142,6 +142,9 @@ def check(value: Any, hint: Any, rule: Rule, where: str, faults: list[Fault]) ->
         if not isinstance(value, (list, tuple)) or not (value or rule.may_be_empty):
             faults.append(Fault(where, f"a list of at least one value is expected, not {show(value)}"))
             return None
+        if rule.length is not None and len(value) != rule.length:
+            faults.append(Fault(where, f"{rule.length} values are expected, not {show(value)}", rule.doc))
+            return None
         item = typing.get_args(base)[0]
         return [check(v, item, rule, f"{where}[{i}]", faults) for i, v in enumerate(value)]
     converted = as_type(value, base)
@@ -172,7 +175,7 @@ def as_type(value: Any, base: Any) -> Any:
             return int(value)
         return value if isinstance(value, int) else None
     if base is float:
-        number = float(value) if isinstance(value, (int, float)) else None
+        number = float(value) + 0.0 if isinstance(value, (int, float)) else None  # + 0.0: no negative zero
         return number if number is not None and math.isfinite(number) else None
     if base is str:
         # A revision like 1234567 or a name like 42 reads as a number in YAML; as a text nothing is lost.

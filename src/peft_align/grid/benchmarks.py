@@ -47,10 +47,12 @@ def lm_eval_has(name: str, include_path: str | None) -> bool:
     """Whether a task, group or tag of this name is declared. Reads the YAML files as text: lm-eval imports slowly."""
     quoted = re.escape(name.encode())
     declared = re.compile(rb"^[\s\-\"']*(?:task|group|tag)[\"']?:\s*[\"']?" + quoted + rb"[\"']?\s*$", re.MULTILINE)
-    listed = re.compile(rb"^\s*-\s*[\"']?" + quoted + rb"[\"']?\s*$", re.MULTILINE)
+    listed = re.compile(
+        rb"^(?:tag|group):[ \t]*\n(?:[ \t]*-[^\n]*\n)*?[ \t]*-[ \t]*[\"']?" + quoted + rb"[\"']?[ \t]*$", re.MULTILINE
+    )
     for path in _yaml_files(include_path):
         text = path.read_bytes()
-        if name.encode() in text and (declared.search(text) or (b"tag:" in text and listed.search(text))):
+        if name.encode() in text and (declared.search(text) or listed.search(text)):
             return True
     return False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peft_align.config import validate
@@ -17,7 +17,7 @@ from peft_align.config.command_line import Override
 from peft_align.config.compose import ConfigSpace
 from peft_align.config.schema import GROUPS
 from peft_align.errors import Fault, InputError
-from peft_align.grid.language import Block, When, check_value, unique
+from peft_align.grid.language import Block, When, check_value, is_operational, unique
 
 MAX_CELLS = 1_000_000
 
@@ -31,12 +31,14 @@ class Cell:
         values: what the block and the command line assign: groups and dotted settings.
         axes: the keys among them that vary.
         outer: the values without those of `when`: where the search for a parent's values starts.
+        allowed: what the command line narrowed keys of the block to.
     """
 
     block: Block
     values: dict[str, Any]
     axes: tuple[str, ...]
     outer: dict[str, Any]
+    allowed: dict[str, list[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,14 +83,14 @@ def when_values(space: ConfigSpace, block: Block, outer: Mapping[str, Any]) -> I
     """The combinations of the `when` axes that hold for a cell; one empty combination if none does."""
     combinations: list[dict[str, Any]] = [{}]
     for when in block.when:
-        combinations = [
-            {**inner, **dict(zip(when.axes, picked, strict=True))}
-            for inner in combinations
-            for picked in (
-                itertools.product(*when.axes.values()) if matches(space, when.where, {**outer, **inner}) else [None]
-            )
-            if picked is not None
-        ] or combinations
+        extended: list[dict[str, Any]] = []
+        for inner in combinations:
+            if matches(space, when.where, {**outer, **inner}):
+                picks = itertools.product(*when.axes.values())
+                extended += [{**inner, **dict(zip(when.axes, picked, strict=True))} for picked in picks]
+            else:
+                extended.append(inner)
+        combinations = extended
     yield from combinations
 
 
@@ -131,7 +133,7 @@ def narrow(
         if owners and known:
             filters.append((override, values))
         for i, block in enumerate(edited):
-            if block.name == "" or (override.key in block.own_keys() and known):
+            if override.key in block.own_keys() and known:
                 continue
             edited[i] = _assign(block, override.key, values)
             had = override.key in block.own_keys()
@@ -183,7 +185,8 @@ def _assign(block: Block, key: str, values: list[Any]) -> Block:
 
 def _filter(space: ConfigSpace, cell: Cell, key: str, values: list[Any]) -> list[Cell]:
     if key in cell.values:
-        return [cell] if cell.values[key] in values else []
+        narrowed = {**cell.allowed, key: values}
+        return [replace(cell, allowed=narrowed)] if cell.values[key] in values else []
     if not applies(space, key, cell.values):
         return [cell]
     # The key belongs to a `when` that does not hold for this cell: for it, the values are new.
@@ -213,9 +216,9 @@ def _options(blocks: Sequence[Block], checked: Sequence[tuple[Override, list[Any
 
 def _check_axes(checked: Sequence[tuple[Override, list[Any]]], faults: list[Fault]) -> None:
     for override, values in checked:
-        leaf = validate.leaves().get(override.key)
-        if len(values) > 1 and leaf is not None and not leaf.scientific:
-            hint = f"a list is written {override.key}=[a,b]" if "list" in str(leaf.type) else "give one value"
+        if len(values) > 1 and is_operational(override.key):
+            leaf = validate.leaves().get(override.key)
+            hint = f"a list is written {override.key}=[a,b]" if leaf and "list" in str(leaf.type) else "give one value"
             faults.append(Fault(override.text, "is operational: it changes no result, so it cannot be an axis", hint))
 
 

@@ -243,7 +243,16 @@ class _Builder:
             self.faults.append(Fault("method.init=sft", "there is no method of kind sft"))
             return None
         outer = {k: v for k, v in cell.outer.items() if not k.startswith("method.")} | {"method": sft}
-        found = list(when_values(self.space, cell.block, outer))
+        found = [
+            inner
+            for inner in when_values(self.space, cell.block, outer)
+            if all(inner[key] in allowed for key, allowed in cell.allowed.items() if key in inner)
+        ]
+        same = [i for i in found if all(cell.values[key] == v for key, v in i.items() if key in cell.values)]
+        found = same or found
+        if not found:
+            self.faults.append(Fault("method.init=sft", "the SFT run that it starts from is narrowed away"))
+            return None
         if len(found) > 1:
             keys = ", ".join(found[0])
             what = f"{len(found)} SFT runs fit as the parent: they differ in {keys}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from peft_align.config import validate
 from peft_align.config.compose import ConfigSpace
-from peft_align.config.schema import GROUPS, SWEEP_LEVEL
+from peft_align.config.schema import GROUPS, SCIENTIFIC_GROUPS, SWEEP_LEVEL
 from peft_align.errors import Fault, InputError, suggest
 
 GRID_KEYS = ("name", "blocks", "include", "baselines")
@@ -190,7 +190,7 @@ def _where(
 
 def _value(space: ConfigSpace, key: str, v: Any, at: str, faults: list[Fault], *, axis: bool = True) -> Any:
     checked = check_value(space, str(key), v, at, faults)
-    if axis and key in validate.leaves() and not validate.leaves()[key].scientific:
+    if axis and is_operational(key):
         faults.append(Fault(at, "is operational: it changes no result, so it cannot be an axis", "put it under set"))
     if str(key).partition(".")[0] in SWEEP_LEVEL:
         faults.append(Fault(at, "holds for a sweep as a whole", "give it on the command line"))
@@ -215,6 +215,14 @@ def check_value(space: ConfigSpace, key: str, v: Any, at: str, faults: list[Faul
     if isinstance(v, str) and "${" in v:
         return v  # checked when it is resolved
     return validate.check(v, leaf.type, leaf.rule, at, faults)
+
+
+def is_operational(key: str) -> bool:
+    """Whether a group or setting is no part of what makes a run."""
+    if key in GROUPS:
+        return key not in SCIENTIFIC_GROUPS
+    leaf = validate.leaves().get(key)
+    return leaf is not None and not leaf.scientific
 
 
 def _nodes() -> set[str]:

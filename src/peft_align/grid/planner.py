@@ -125,7 +125,7 @@ class Planner:
     def changed_inputs(
         self, run: Run, inputs: Mapping[str, Mapping[str, Any]], request: Request | None = None
     ) -> str | None:
-        """Which input of a record is another one now, with both digests, or None. Inputs not on this machine are passed."""
+        """Which input of a record is another one now, with both digests, or None. Absent inputs are passed."""
         for name, read in inputs.items():
             folder: Path | None
             if name == "model":

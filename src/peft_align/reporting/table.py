@@ -148,7 +148,7 @@ def _is_shown(sweep: Sweep, row: Row) -> bool:
 
 
 def _spread_baselines(table: Sequence[Row]) -> list[Row]:
-    """Show a baseline's scores that belong to no dataset beside each of its held-out sets, not in a row by themselves."""
+    """Show a baseline's scores that belong to no dataset beside each of its held-out sets, not in another row."""
     sets: dict[str, dict[tuple[str, str], None]] = {}
     for row in table:
         if row["kind"] == "baseline" and row["dataset"] is not None:

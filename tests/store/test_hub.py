@@ -1,0 +1,112 @@
+"""Where data and models are found on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from sweeping import expand, trained
+
+from peft_align.config.schema import Model
+from peft_align.store.hub import dataset_folder, mirrored, model_folder
+from peft_align.store.sweeps import latest_manifest, sweep_dir, write_manifest
+
+REPO = "Org/name"
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+
+
+def model(*words: str) -> Model:
+    return trained(expand(*words))[0].config.model
+
+
+def test_the_asked_revision_is_found_before_the_unnamed_one(tmp_path: Path) -> None:
+    make(tmp_path, REPO, f"{REPO}@v0", f"{REPO}@v1")
+    assert mirrored(str(tmp_path), REPO, "v0") == tmp_path / f"{REPO}@v0"
+    assert mirrored(str(tmp_path), REPO, "v2") == tmp_path / REPO
+    assert mirrored(str(tmp_path), REPO) == tmp_path / REPO
+
+
+def test_another_revision_is_not_taken_for_the_asked_one(tmp_path: Path) -> None:
+    make(tmp_path, f"{REPO}@v1")
+    assert mirrored(str(tmp_path), REPO, "v0") is None
+    assert mirrored(str(tmp_path), REPO) is None
+
+
+def test_without_a_mirror_nothing_is_found(tmp_path: Path) -> None:
+    assert mirrored(None, REPO) is None
+    assert mirrored(str(tmp_path / "nowhere"), REPO) is None
+
+
+def test_a_mirror_below_the_home_folder_may_be_written_with_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make(tmp_path, f"mirror/{REPO}")
+    assert mirrored("~/mirror", REPO) == tmp_path / "mirror" / REPO
+
+
+def test_a_file_is_no_folder_of_a_repository(tmp_path: Path) -> None:
+    make(tmp_path, "Org")
+    (tmp_path / REPO).touch()
+    assert mirrored(str(tmp_path), REPO) is None
+
+
+def test_datasets_are_found_in_the_package_or_the_mirror(tmp_path: Path) -> None:
+    everyday, beavertails = (trained(expand(f"dataset={n}"))[0].config.dataset for n in ("everyday", "beavertails"))
+    folder = dataset_folder(everyday, None)
+    assert folder is not None
+    assert (folder / "harmless-train.jsonl").is_file()
+    assert dataset_folder(beavertails, None) is None
+    make(tmp_path, f"{beavertails.hub_id}@v0", str(beavertails.hub_id))
+    assert dataset_folder(beavertails, str(tmp_path)) == tmp_path / f"{beavertails.hub_id}@v0"
+
+
+def test_a_model_of_the_cache_counts_only_when_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path))
+    cached = model("model=smollm2_135m")
+    make(tmp_path / "models", str(cached.hub_id))
+    assert model_folder(cached, None) is None
+    (tmp_path / "models" / str(cached.hub_id) / "complete.json").write_text("{}", encoding="utf-8")
+    assert model_folder(cached, None) == tmp_path / "models" / str(cached.hub_id)
+
+
+def test_random_models_of_other_shapes_lie_in_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path))
+    tiny = model("model=tiny")
+    larger = dataclasses.replace(tiny, shape=dataclasses.replace(tiny.shape, layers=3))
+    assert model_folder(tiny, None) is None
+    (tmp_path / "models").mkdir()
+    for shape in (tiny, larger):
+        folder = tmp_path / "models" / f"random-{len(list((tmp_path / 'models').iterdir()))}"
+        make(folder)
+        assert model_folder(shape, None) is None
+
+
+def test_a_model_of_the_hub_is_found_in_the_mirror(tmp_path: Path) -> None:
+    mistral = model("model=mistral_7b")
+    assert model_folder(mistral, str(tmp_path)) is None
+    make(tmp_path, str(mistral.hub_id))
+    assert model_folder(mistral, str(tmp_path)) == tmp_path / str(mistral.hub_id)
+
+
+def test_a_sweep_is_found_again_by_its_runs_in_any_order(tmp_path: Path) -> None:
+    folder = sweep_dir(tmp_path, "my grid", ["b", "a"])
+    assert folder == sweep_dir(tmp_path, "my grid", ["a", "b"])
+    assert folder != sweep_dir(tmp_path, "my grid", ["a"])
+    assert folder.parent == tmp_path / "sweeps"
+    assert folder.name.startswith("my_grid-")
+
+
+def test_the_sweep_started_last_is_remembered(tmp_path: Path) -> None:
+    assert latest_manifest(tmp_path) is None
+    one, two = (sweep_dir(tmp_path, name, [name]) for name in ("one", "two"))
+    for folder, words in ((one, ["+grid=one"]), (two, ["+grid=two"]), (one, ["+grid=one"])):
+        write_manifest(folder, words, [], ["id"])
+        found = latest_manifest(tmp_path)
+        assert found is not None
+        assert found["command"] == words

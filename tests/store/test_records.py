@@ -1,0 +1,214 @@
+"""Records are whole or absent; digests are those of what lies there now."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from peft_align.store import records
+from peft_align.store.records import (
+    Digests,
+    atomic_write,
+    cache_dir,
+    complete,
+    digest_of,
+    inventory,
+    link_tree,
+    read_json,
+    sha256,
+    write_json,
+)
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    content = {"a": [1, 2.5, None], "text": "ü ± ”", "path": Path("x")}
+    write_json(tmp_path / "deeper" / "record.json", content)
+    assert read_json(tmp_path / "deeper" / "record.json") == content | {"path": "x"}
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_an_exception_while_writing_leaves_what_was_there(tmp_path: Path, old: str | None) -> None:
+    path = tmp_path / "record.json"
+    if old is not None:
+        path.write_text(old, encoding="utf-8")
+
+    def broken() -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text("half", encoding="utf-8")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        broken()
+    assert [p.name for p in tmp_path.iterdir()] == ([] if old is None else ["record.json"])
+    assert old is None or path.read_text(encoding="utf-8") == old
+
+
+@pytest.mark.parametrize("name", ["fsync", "open"])
+def test_a_failure_to_reach_the_disk_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    path = tmp_path / "record.json"
+    write_json(path, {"old": 1})
+
+    def full(*args: object) -> int:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(records.os, name, full)
+    with pytest.raises(OSError, match="no space left"):
+        write_json(path, {"new": 1})
+    monkeypatch.undo()
+    assert read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_what_is_written_is_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "record.json", []
+    real: Callable[[int], None] = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        seen.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, path.exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(records.os, "fsync", fsync)
+    write_json(path, {"a": 1})
+    assert len(seen) == 2
+    assert (seen[0][0].endswith(".tmp"), seen[0][1]) == (True, False)
+    assert seen[1] == (tmp_path.name, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"[1]", b"3", b"null", b"\xff\xfe", b'{"a": 1} x'])
+def test_a_damaged_record_is_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "record.json"
+    path.write_bytes(content)
+    assert read_json(path) is None
+
+
+def test_an_absent_record_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert read_json(tmp_path / "nothing.json") is None
+    assert read_json(tmp_path / "file" / "below.json") is None
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files whose content is really read."""
+    seen: list[Path] = []
+
+    def read(path: Path) -> str:
+        seen.append(path)
+        return sha256(path)
+
+    monkeypatch.setattr(records, "sha256", read)
+    return seen
+
+
+def test_a_digest_is_read_once_while_the_file_stays_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, memory = tmp_path / "weights", tmp_path / "digests.json"
+    path.write_bytes(b"abc")
+    seen = counted(monkeypatch)
+    digests = Digests(memory)
+    expected = hashlib.sha256(b"abc").hexdigest()
+    assert [digests.of(path), digests.of(path)] == [expected, expected]
+    digests.save()
+    assert Digests(memory).of(path) == expected
+    assert seen == [path]
+
+
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_a_digest_is_read_again_when_size_or_time_changed(tmp_path: Path, change: str) -> None:
+    path, memory = tmp_path / "weights", tmp_path / "digests.json"
+    path.write_bytes(b"abc")
+    stat = path.stat()
+    digests = Digests(memory)
+    old = digests.of(path)
+    digests.save()
+    path.write_bytes(b"abcd" if change == "size" else b"xyz")
+    time = stat.st_mtime_ns + (1 if change == "time" else 0)
+    os.utime(path, ns=(time, time))
+    new = sha256(path)
+    assert new != old
+    assert digests.of(path) == new
+    assert Digests(memory).of(path) == new
+
+
+def test_a_digest_is_that_of_the_file_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"1")
+    (tmp_path / "two").write_bytes(b"2")
+    link = tmp_path / "link"
+    digests = Digests(tmp_path / "digests.json")
+    link.symlink_to("one")
+    before = digests.of(link)
+    link.unlink()
+    link.symlink_to("two")
+    assert (before, digests.of(link)) == (sha256(tmp_path / "one"), sha256(tmp_path / "two"))
+
+
+def test_digests_of_another_process_are_kept_and_a_damaged_memory_is_no_fault(tmp_path: Path) -> None:
+    memory = tmp_path / "digests.json"
+    one, two = Digests(memory), Digests(memory)
+    for name, digests in (("a", one), ("b", two)):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+        digests.of(tmp_path / name)
+    one.save()
+    two.save()
+    assert {Path(name).name for name in json.loads(memory.read_text(encoding="utf-8"))} == {"a", "b"}
+    for damage in ("{", json.dumps({str((tmp_path / "a").resolve()): "what"})):
+        memory.write_text(damage, encoding="utf-8")
+        assert Digests(memory).of(tmp_path / "a") == sha256(tmp_path / "a")
+
+
+def test_a_memory_that_cannot_be_written_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    digests = Digests(tmp_path / "file" / "digests.json")
+    digests.of(tmp_path / "file")
+    digests.save()
+
+
+def test_an_inventory_has_sizes_and_digests_and_one_digest_of_all(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"22")
+    (tmp_path / "a").write_bytes(b"1")
+    found = inventory(tmp_path, ["b", "a"], Digests(tmp_path / "digests.json"))
+    assert list(found) == ["a", "b"]
+    assert found["b"] == {"size": 2, "sha256": hashlib.sha256(b"22").hexdigest()}
+    assert digest_of(found) == digest_of(dict(reversed(found.items())))
+    assert digest_of(found) != digest_of({"a": found["b"], "b": found["a"]})
+    assert digest_of(found) != digest_of({"c": found["a"], "b": found["b"]})
+
+
+def test_what_is_incomplete_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"123")
+    assert complete(tmp_path, {"a": {"size": 3}}) is None
+    assert complete(tmp_path, {"a": {"size": 4}}) == f"{tmp_path.name}/a has 3 bytes, not 4"
+    assert complete(tmp_path, {"a": {"size": 3}, "b": {"size": 0}}) == f"{tmp_path.name}/b is missing"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_second_copy_of_a_folder_has_the_same_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    (tmp_path / "a" / "deeper").mkdir(parents=True)
+    (tmp_path / "a" / "deeper" / "file").write_bytes(b"content")
+    if not has_links:
+
+        def refuse(*args: object) -> None:
+            raise OSError("not supported")
+
+        monkeypatch.setattr(records.os, "link", refuse)
+    link_tree(tmp_path / "a", tmp_path / "b")
+    one, two = (tmp_path / name / "deeper" / "file" for name in "ab")
+    assert two.read_bytes() == b"content"
+    assert one.samefile(two) == has_links
+
+
+def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("PEFT_ALIGN_CACHE", raising=False)
+    assert cache_dir() == tmp_path / "xdg" / "peft_align"
+    monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path / "own"))
+    assert cache_dir() == tmp_path / "own"

@@ -1,0 +1,218 @@
+"""A run's directory: attempts are put in place as a whole, whatever kills them, and one process works on a run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peft_align.store.records import read_json, write_json
+from peft_align.store.runs import RunDir, step_name
+
+STEPS = ("step-000002", "step-000004")
+MUTATIONS = ("unlink", "rename", "replace", "rmdir", "mkdir", "remove", "link")
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def write(folder: Path, content: str) -> None:
+    """Products and record of one attempt, told apart by their content."""
+    for name in ("adapter", *(f"checkpoints/{step}" for step in STEPS)):
+        (folder / name).mkdir(parents=True)
+        for file in ("adapter_model.safetensors", "adapter_config.json"):
+            (folder / name / file).write_text(content, encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(content, encoding="utf-8")
+    write_json(folder / "train.json", {"of": content})
+
+
+def products(directory: RunDir) -> set[str]:
+    """The contents of all products in place; 'missing' for each that is not there."""
+    folders = [directory.adapter, *(directory.path / "checkpoints" / step for step in STEPS)]
+    files = [f / name for f in folders for name in ("adapter_model.safetensors", "adapter_config.json")]
+    files.append(directory.path / "metrics.jsonl")
+    return {path.read_text(encoding="utf-8") if path.is_file() else "missing" for path in files}
+
+
+def prepared(root: Path, *, old: bool) -> RunDir:
+    """A run with a complete attempt 'new', and what was there before it."""
+    directory = RunDir(root, "run")
+    if old:
+        write(directory.path, "old")
+    write(directory.attempt, "new")
+    (directory.attempt / "scratch").mkdir()
+    return directory
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, count: int) -> list[str]:
+    """Have the count-th change of the file system never happen; returns the log of all that were begun."""
+    log: list[str] = []
+
+    def guarded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            log.append(f"{name} {args[0]}")
+            if len(log) == count:
+                raise Killed
+            return real(*args, **more)
+
+        return call
+
+    for name in MUTATIONS:
+        monkeypatch.setattr(os, name, guarded(name, getattr(os, name)))
+    return log
+
+
+def steps_of_a_commit(tmp_path: Path, *, old: bool) -> int:
+    """How many changes of the file system a commit makes."""
+    with pytest.MonkeyPatch.context() as patch:
+        log = kill_at(patch, -1)
+        assert prepared(tmp_path / "counted", old=old).commit_attempt()
+        begun = [line for line in log if not line.startswith(("mkdir", "replace")) or "counted" in line]
+    return len(begun)
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["over an old one", "the first"])
+def test_an_attempt_is_put_in_place_as_a_whole(tmp_path: Path, old: bool) -> None:
+    directory = prepared(tmp_path, old=old)
+    assert directory.commit_attempt()
+    assert directory.train_record() == {"of": "new"}
+    assert products(directory) == {"new"}
+    assert not directory.attempt.exists()
+    assert not directory.commit_attempt()
+    assert products(directory) == {"new"}
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["over an old one", "the first"])
+def test_a_kill_at_any_step_of_a_commit_is_made_good_by_the_next(tmp_path: Path, old: bool) -> None:
+    count = steps_of_a_commit(tmp_path, old=old)
+    assert count > 10
+    killed = 0
+    for k in range(1, count + 1):
+        directory = prepared(tmp_path / f"killed-{k}", old=old)
+        with pytest.MonkeyPatch.context() as patch:
+            log = kill_at(patch, k)
+            try:
+                directory.commit_attempt()
+            except Killed:
+                killed += 1
+        record = directory.train_record()
+        assert record is None or products(directory) == {record["of"]}, log
+        directory.commit_attempt()
+        assert directory.train_record() == {"of": "new"}, log
+        assert products(directory) == {"new"}, log
+    assert killed > 10
+
+
+def test_kills_one_after_the_other_are_made_good_too(tmp_path: Path) -> None:
+    directory = prepared(tmp_path, old=True)
+    for _ in range(100):
+        with pytest.MonkeyPatch.context() as patch:
+            kill_at(patch, 3)
+            try:
+                directory.commit_attempt()
+                break
+            except Killed:
+                record = directory.train_record()
+                assert record is None or products(directory) == {record["of"]}
+    assert directory.train_record() == {"of": "new"}
+    assert products(directory) == {"new"}
+
+
+@pytest.mark.parametrize("damage", [None, "", '{"of": "ne'])
+def test_an_attempt_without_a_whole_record_changes_nothing(tmp_path: Path, damage: str | None) -> None:
+    directory = prepared(tmp_path, old=True)
+    record = directory.attempt / "train.json"
+    record.unlink() if damage is None else record.write_text(damage, encoding="utf-8")
+    assert not directory.commit_attempt()
+    assert directory.train_record() == {"of": "old"}
+    assert products(directory) == {"old"}
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from peft_align.store.runs import RunDir
+with RunDir(Path(sys.argv[1]), "run").lock() as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(root: Path) -> subprocess.Popen[str]:
+    """Another process that has the lock."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(root)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "True\n"
+    return process
+
+
+def test_a_run_is_held_against_another_process_and_let_go_when_that_is_killed(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+    process = holder(tmp_path)
+    try:
+        assert directory.is_locked()
+        with directory.lock() as mine:
+            assert not mine
+        assert directory.is_locked()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not directory.is_locked()
+    with directory.lock() as mine:
+        assert mine
+
+
+def test_the_lock_of_one_run_is_not_that_of_another(tmp_path: Path) -> None:
+    with RunDir(tmp_path, "one").lock() as one, RunDir(tmp_path, "two").lock() as two:
+        assert one
+        assert two
+        with RunDir(tmp_path, "one").lock() as again:
+            assert not again
+
+
+def test_the_lock_is_let_go_after_an_exception(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+
+    def fail() -> None:
+        with directory.lock():
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert not directory.is_locked()
+
+
+def test_asking_whether_a_run_is_locked_makes_nothing(tmp_path: Path) -> None:
+    assert not RunDir(tmp_path, "run").is_locked()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_and_failure_are_recorded_and_forgotten(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+    directory.report_progress(stage="train", step=2)
+    progress = directory.progress() or {}
+    assert (progress["stage"], progress["step"], progress["pid"]) == ("train", 2, os.getpid())
+    directory.fail("train", "out of memory", log="here")
+    assert directory.progress() is None
+    failure = directory.failure() or {}
+    assert (failure["stage"], failure["reason"], failure["log"]) == ("train", "out of memory", "here")
+    directory.clear_state()
+    directory.clear_state()
+    assert directory.failure() is None
+
+
+def test_paths_are_as_documented(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+    assert step_name(100) == "step-000100"
+    assert directory.checkpoint(100) == tmp_path / "runs/run/checkpoints/step-000100"
+    assert directory.evaluation("mmlu") == tmp_path / "runs/run/evaluations/mmlu"
+    shutil.rmtree(tmp_path)
+    assert read_json(directory.path / "train.json") is None
