@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -18,12 +19,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SMOLLM2 = "smollm2-135m-instruct-dequantised-q4_1"
 
 
+def missing(what: str) -> NoReturn:
+    """Skip, or fail where everything must be there ($PEFT_ALIGN_REQUIRE_DATA)."""
+    if os.environ.get("PEFT_ALIGN_REQUIRE_DATA"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with real data ($PEFT_ALIGN_SHARED, default ../shared); the test is skipped where there is none."""
     folder = Path(os.environ.get("PEFT_ALIGN_SHARED") or REPOSITORY.parent / "shared").resolve()
     if not (folder / "mirror").is_dir():
-        pytest.skip(f"needs real data: {folder} is not there (set PEFT_ALIGN_SHARED)")
+        missing(f"needs real data: {folder} is not there (set PEFT_ALIGN_SHARED)")
     return folder
 
 
@@ -40,7 +48,7 @@ def smollm2() -> Path:
 
     folder = cache_dir() / "models" / SMOLLM2
     if not (folder / "complete.json").is_file():
-        pytest.skip("needs the model: python scripts/fetch_smollm2.py")
+        missing("needs the model: python scripts/fetch_smollm2.py")
     return folder
 
 

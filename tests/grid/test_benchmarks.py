@@ -53,8 +53,14 @@ def test_a_typo_of_an_option_is_told_with_what_was_meant() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["task: my_task\n", "task: 'my_task'\n", "group: my_task\ntask: [a]\n", "tag: my_task\ntask: x\n"]
-    + ["tag:\n  - my_task\n  - other\ntask: x\n", "group: g\ntask:\n  - task: my_task\n"],
+    [
+        "task: my_task\n",
+        "task: 'my_task'\n",
+        "group: my_task\ntask: [a]\n",
+        "tag: my_task\ntask: x\n",
+        "tag:\n  - my_task\n  - other\ntask: x\n",
+        "group: g\ntask:\n  - task: my_task\n",
+    ],
 )
 def test_a_users_own_task_is_found_in_the_include_path(tmp_path: Path, text: str) -> None:
     (tmp_path / "deeper").mkdir()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
 from sweeping import expand, trained
 
+from peft_align.config.identity import short_hash
 from peft_align.config.schema import Model
 from peft_align.store.hub import dataset_folder, mirrored, model_folder
 from peft_align.store.sweeps import latest_manifest, sweep_dir, write_manifest
@@ -75,16 +77,15 @@ def test_a_model_of_the_cache_counts_only_when_it_is_complete(tmp_path: Path, mo
     assert model_folder(cached, None) == tmp_path / "models" / str(cached.hub_id)
 
 
-def test_random_models_of_other_shapes_lie_in_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_model_of_another_shape_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path))
     tiny = model("model=tiny")
     larger = dataclasses.replace(tiny, shape=dataclasses.replace(tiny.shape, layers=3))
-    assert model_folder(tiny, None) is None
-    (tmp_path / "models").mkdir()
-    for shape in (tiny, larger):
-        folder = tmp_path / "models" / f"random-{len(list((tmp_path / 'models').iterdir()))}"
-        make(folder)
-        assert model_folder(shape, None) is None
+    folder = tmp_path / "models" / f"random-{short_hash(repr(tiny.shape))}"
+    make(folder, ".")
+    (folder / "complete.json").write_text("{}", encoding="utf-8")
+    assert model_folder(tiny, None) == folder
+    assert model_folder(larger, None) is None
 
 
 def test_a_model_of_the_hub_is_found_in_the_mirror(tmp_path: Path) -> None:
@@ -106,6 +107,7 @@ def test_the_sweep_started_last_is_remembered(tmp_path: Path) -> None:
     assert latest_manifest(tmp_path) is None
     one, two = (sweep_dir(tmp_path, name, [name]) for name in ("one", "two"))
     for folder, words in ((one, ["+grid=one"]), (two, ["+grid=two"]), (one, ["+grid=one"])):
+        time.sleep(0.02)  # file systems tell times of change apart by a tick of the kernel
         write_manifest(folder, words, [], ["id"])
         found = latest_manifest(tmp_path)
         assert found is not None

@@ -1,0 +1,75 @@
+"""Every command in README and docs runs; every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]+\]\((?!https?:|#)([^)#]+)[^)]*\)")
+# Models that this machine cannot train: their commands are planned instead.
+PLANNED = ("+grid=full", "+grid=main")
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) for each line of the shell blocks."""
+    found = []
+    for page in PAGES:
+        for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+            found += [(page.name, line) for line in block.splitlines() if language == "sh" and line.strip()]
+    return found
+
+
+def own_configs(folder: Path) -> None:
+    """The YAML files that the pages show, under the names that they give them."""
+    for page in PAGES:
+        for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+            first = block.splitlines()[0]
+            if language == "yaml" and first.startswith("# my_configs/"):
+                path = folder / first.removeprefix("# ")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block, encoding="utf-8")
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_the_command_runs(page: str, command: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    own_configs(tmp_path)
+    words = shlex.split(command)
+    if words[0] == "make":
+        shown = subprocess.run(["make", "-n", words[1]], cwd=REPOSITORY, capture_output=True, text=True)
+        assert shown.returncode == 0, shown.stderr
+        return
+    assert words[:2] == ["python", "-m"]
+    if "hub.mirror=mirror" in words:
+        (tmp_path / "mirror").symlink_to(request.getfixturevalue("mirror"))
+    if any(word in PLANNED for word in words):
+        words[2] = "peft_align.plan"
+    done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_make_quickstart_runs_what_the_readme_says() -> None:
+    shown = subprocess.run(["make", "-n", "quickstart"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "-m peft_align.sweep +grid=quickstart" in shown.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_names_of_files_and_settings_in_the_pages_exist() -> None:
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:src|tests|conf|scripts|benchmarks)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8")
+        ):
+            if "NAME" not in name and "dpo_strong" not in name:
+                assert (REPOSITORY / name).exists(), f"{page.name}: {name}"

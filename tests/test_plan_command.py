@@ -1,0 +1,102 @@
+"""plan as people run it: what it counts, and what it never imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Verb = Callable[..., "subprocess.CompletedProcess[str]"]
+
+MODULES = """
+import sys
+sys.argv = ["plan", *sys.argv[1:]]
+from peft_align.plan import main
+code = main()
+heavy = ("torch", "pandas", "scipy", "transformers", "datasets", "lm_eval", "trl", "peft")
+print([name for name in heavy if name in sys.modules], file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def planned(verb: Verb, *words: str) -> dict[str, Any]:
+    """What plan --json says."""
+    found: dict[str, Any] = json.loads(verb("plan", *words, "--json", check=True).stdout)
+    return found
+
+
+def test_full_is_320_runs_and_8_baselines(verb: Verb, tmp_path: Path) -> None:
+    content = planned(verb, "+grid=full")
+    assert content["kinds"] == {"train": 320, "merge": 0, "baseline": 8}
+    assert (content["runs"], content["parents"], content["done"], content["to_do"]) == (328, 0, 0, 328)
+    assert content["axes"]["seed"] == {str(seed): 64 for seed in range(5)}
+    assert content["axes"]["method"] == {"sft": 160, "dpo": 160}
+    assert len({run["id"] for run in content["run_list"]}) == 328
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_narrows_to_one_model_and_two_seeds(verb: Verb) -> None:
+    content = planned(verb, "+grid=full", "model=mistral_7b", "seed=0,1")
+    assert content["kinds"] == {"train": 32, "merge": 0, "baseline": 2}
+    assert content["overrides"] == [
+        "model=mistral_7b: block main: 80 of 320 cells kept",
+        "seed=0,1: block main: 32 of 80 cells kept",
+    ]
+    assert {run["axes"]["model"] for run in content["run_list"]} == {"mistral_7b"}
+
+
+def test_parents_that_the_grid_lacks_are_counted_by_themselves(verb: Verb) -> None:
+    words = ("+grid=main", "method=dpo", "method.init=sft", "model=tiny", "peft=lora", "dataset=everyday", "seed=0")
+    content = planned(verb, *words)
+    assert content["kinds"] == {"train": 2, "merge": 0, "baseline": 1}
+    assert content["parents"] == 2
+    assert content["to_do"] == 5
+    assert sum(run["parent_only"] for run in content["run_list"]) == 2
+    assert content["axes"]["method"] == {"dpo": 2}
+
+
+def test_what_is_not_pinned_is_named(verb: Verb) -> None:
+    content = planned(verb, "dataset=beavertails,hh_rlhf", "model=tiny")
+    assert content["unpinned"] == ["Anthropic/hh-rlhf"]
+
+
+def test_excluded_cells_are_counted_with_their_reason(verb: Verb, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("conf")
+    (folder / "grid").mkdir()
+    text = "blocks: [{axes: {method: [sft, dpo], seed: [0, 1]}, exclude: [{where: {seed: 1}, reason: too many}]}]"
+    (folder / "grid" / "mine.yaml").write_text(text, encoding="utf-8")
+    content = planned(verb, "+grid=mine", f"--config-dir={folder}")
+    assert content["excluded"] == [{"cells": 2, "reason": "too many"}]
+    assert content["kinds"]["train"] == 2
+
+
+@pytest.mark.parametrize("words", [["+grid=full", "--json"], ["+grid=full"], ["+grid=quickstart"]], ids=" ".join)
+def test_plan_imports_no_torch_and_nothing_else_that_is_slow(tmp_path: Path, words: list[str]) -> None:
+    command = [sys.executable, "-c", MODULES, *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert done.stdout
+
+
+def test_the_resolved_config_of_the_first_run_is_shown(verb: Verb) -> None:
+    text = verb("plan", "+grid=quickstart", "method=dpo", "--cfg", check=True).stdout
+    assert "max_steps: 8" in text
+    assert "beta: 0.1" in text
+    assert "${" not in text
+
+
+def test_people_are_shown_counts_axes_and_what_is_to_do(verb: Verb) -> None:
+    text = verb("plan", "+grid=full", "seed=0", check=True).stdout
+    for expected in ("full: 72 runs (64 train, 8 baseline)", "sft (32), dpo (32)", "done: 0, to do: 72", "override:"):
+        assert expected in text
+
+
+@pytest.mark.parametrize("name", ["plan", "sweep", "status", "report", "train", "evaluate"])
+def test_help_shows_three_examples_whatever_else_is_given(verb: Verb, name: str) -> None:
+    text = verb(name, "method.betta=1", "--help", check=True).stdout
+    assert sum(line.strip().startswith("python -m peft_align.") for line in text.splitlines()) == 3
