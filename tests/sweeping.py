@@ -15,7 +15,7 @@ from peft_align.errors import InputError
 from peft_align.grid.expand import Run, Sweep, build_sweep
 from peft_align.grid.planner import Item, Planner, Request
 from peft_align.store.records import Digests, digest_of, inventory, link_tree, write_json
-from peft_align.store.runs import RunDir, step_name
+from peft_align.store.runs import FORMAT, RunDir, step_name
 
 
 @functools.cache
@@ -107,6 +107,8 @@ def finish_training(
         "metrics": {metrics.name: {"size": metrics.stat().st_size}},
         "inputs": dict(inputs or {}),
         **more,
+        "format": FORMAT,
+        "parents": {},
     }
     write_json(directory.attempt / "train.json", record)
     assert directory.commit_attempt()
@@ -122,6 +124,7 @@ def finish_evaluation(
     (folder / "samples.jsonl.gz").write_bytes(b"samples")
     paired = request.config.kind == "preference"
     record = {
+        "format": FORMAT,
         "run": request.run_id,
         "stage": "evaluate",
         "step": request.step,

@@ -43,7 +43,7 @@ def verb(argv: list[str]) -> int:
     if "--json" in asked.line.flags:
         print(json.dumps(content, indent=1, default=str))
     else:
-        show(content, items)
+        show(content, items, grid=bool(asked.line.grids))
     return 0
 
 
@@ -96,8 +96,8 @@ def _unpinned(item: Item) -> list[str]:
     return [s.hub_id for s in sources if s.hub_id and s.revision is None]
 
 
-def show(content: dict[str, Any], items: Sequence[Item]) -> None:
-    """The plan for people."""
+def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool) -> None:
+    """The plan for people; what overrides did is told where there is a grid that they did it to."""
     console = Console()
     kinds = ", ".join(f"{n} {kind}" for kind, n in content["kinds"].items() if n)
     parents = f" and {content['parents']} parents" if content["parents"] else ""
@@ -110,7 +110,7 @@ def show(content: dict[str, Any], items: Sequence[Item]) -> None:
     console.print(table)
     for excluded in content["excluded"]:
         console.print(f"excluded: {excluded['cells']} cells: {excluded['reason']}", markup=False)
-    for note in content["overrides"]:
+    for note in content["overrides"] if grid else ():
         console.print(f"override: {note}", markup=False)
     console.print(f"done: {content['done']}, to do: {content['to_do']}")
     reasons = Counter(item.why for item in items if not item.done)

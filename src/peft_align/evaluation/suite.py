@@ -18,7 +18,7 @@ from peft_align.models.adapters import loaded_adapter
 from peft_align.models.loading import Base
 from peft_align.models.provenance import provenance
 from peft_align.store.records import atomic_write, sha256, write_json
-from peft_align.store.runs import RunDir
+from peft_align.store.runs import FORMAT, RunDir
 
 SAMPLES = "samples.jsonl.gz"
 
@@ -30,14 +30,19 @@ class Suite:
     preference: PreferenceBenchmark = field(default_factory=PreferenceBenchmark)
 
     def evaluate(self, run: Run, directory: RunDir, base: Base, requests: Sequence[Request]) -> None:
-        """Do the requests of one run, an adapter loaded once for all benchmarks of its step. Raises InputError."""
+        """Do the requests of one run, an adapter loaded once for all benchmarks of its step.
+
+        Raises:
+            InputError: a benchmark's data cannot be read.
+            Damaged: a checkpoint is not what its record says.
+        """
         by_step = sorted(requests, key=lambda request: request.step)
         for step, group in groupby(by_step, key=lambda request: request.step):
             wanted = list(group)
             for request in wanted:
                 if request.config.kind == "preference" and step != BASELINE_STEP:
                     self.preference.prepare_base(run, request.scoring, base)
-            folder = None if step == BASELINE_STEP else directory.checkpoint(step)
+            folder = None if step == BASELINE_STEP else directory.product(step)
             with loaded_adapter(base, folder) as model:
                 for request in wanted:
                     self._one(run, directory, base, model, request)
@@ -78,6 +83,7 @@ def save(directory: RunDir, base: Base, request: Request, scores: Scores, second
     write_json(
         folder / "record.json",
         {
+            "format": FORMAT,
             "run": request.run_id,
             "stage": "evaluate",
             "step": request.step,

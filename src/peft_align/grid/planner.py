@@ -16,7 +16,7 @@ from peft_align.config.identity import base_identity, short_hash, slug
 from peft_align.config.schema import Benchmark
 from peft_align.grid.expand import Run, Scoring
 from peft_align.store.hub import dataset_folder, mirrored, model_folder
-from peft_align.store.records import Digests, complete, digest_of, read_json
+from peft_align.store.records import Digests, complete, digest_of
 from peft_align.store.runs import RunDir, step_name
 
 BASELINE_STEP = 0
@@ -108,6 +108,10 @@ class Planner:
         last = record["checkpoints"][str(max(map(int, record["checkpoints"])))]
         if wrong := complete(directory.adapter, last["files"]) or complete(directory.path, record["metrics"]):
             return f"retrain: {wrong}"
+        for parent, digest in record["parents"].items():
+            now = adapter_digest(RunDir(self.root, parent).train_record())
+            if now is not None and now != digest:
+                return f"retrain: its parent changed: was {digest[:12]}, is {now[:12]}"
         changed = self.changed_inputs(run, record["inputs"])
         return f"retrain: {changed}" if changed else None
 
@@ -115,7 +119,7 @@ class Planner:
         if request.key is None:
             return ""
         folder = directory.evaluation(request.name)
-        record = read_json(folder / "record.json")
+        record = directory.evaluation_record(request.name)
         if record is None:
             return ""
         if wrong := complete(folder, record["files"]):
@@ -152,6 +156,13 @@ class Planner:
             except OSError:
                 self._inputs[key] = "missing files"
         return self._inputs[key]
+
+
+def adapter_digest(record: Mapping[str, Any] | None) -> str | None:
+    """The digest of a run's last adapter, from its training record."""
+    if record is None:
+        return None
+    return str(record["checkpoints"][str(max(map(int, record["checkpoints"])))]["digest"])
 
 
 def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:

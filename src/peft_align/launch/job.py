@@ -73,7 +73,8 @@ class Worker:
                 stage = "evaluate"
                 if "evaluate" in self.stages and item.train is None and item.missing:
                     self._evaluate(run, directory, item)
-            except Stopped:
+            except Stopped as stop:
+                directory.fail(stage, f"stopped by signal {signal.Signals(int(stop.code or 0) - 128).name}")
                 raise
             except Exception as error:  # one failed run never stops the others
                 traceback.print_exc()

@@ -27,7 +27,8 @@ from peft_align.launch.watch import State, line, observe, summary, table
 from peft_align.store.records import write_json
 from peft_align.store.runs import RunDir
 
-TICK = 0.5  # seconds between looks at the disk
+TICK = 0.5  # seconds between looks at the runs of the active workers
+FULL_LOOK = 20  # ticks between looks at all runs: others may be at work on them
 PLAIN_INTERVAL = 30.0  # seconds between progress lines where there is no terminal
 GRACE = 10.0  # seconds a worker has to stop
 # glibc gives freed memory back to the kernel and faults it in again at every step, which is dear on a CPU.
@@ -46,6 +47,7 @@ class Job:
     items: list[Item]
     process: subprocess.Popen[bytes] | None = None
     slot: int = 0
+    log: Path | None = None
 
 
 @dataclass
@@ -71,7 +73,8 @@ class LocalLauncher:
         waiting = self._jobs(todo, workers)
         slots = list(range(workers))
         active: list[Job] = []
-        begun = time.time()
+        begun, ticks = time.time(), 0
+        self._states = self._observe(items, None)
         with self._display(begun) as show, stopping(active):
             while waiting or active or any(self._held(item) for item in todo):
                 while waiting and slots:
@@ -84,9 +87,11 @@ class LocalLauncher:
                     active.remove(job)
                     slots.append(job.slot)
                     waiting = [*self._bury(job), *waiting]
-                self._states = self._observe(items)
+                ticks += 1
+                busy = {item.run.id for job in active for item in job.items} if ticks % FULL_LOOK else None
+                self._states = self._observe(items, busy)
                 show(self._states)
-            self._states = self._observe(items)
+            self._states = self._observe(items, None)
             show(self._states)
         return self._states
 
@@ -98,9 +103,15 @@ class LocalLauncher:
         """Whether a process works on the run: one of ours, or another sweep's, which is waited for."""
         return RunDir(self.planner.root, item.run.id).is_locked()
 
-    def _observe(self, items: Sequence[Item]) -> list[State]:
-        known = {state.run_id: state for state in self._states if state.state == "done"}
-        return [known.get(item.run.id) or observe(self.planner, item) for item in items]
+    def _observe(self, items: Sequence[Item], only: set[str] | None) -> list[State]:
+        """The state of every run; looked at anew are those in `only` (None: all) that are not done yet."""
+        before = {state.run_id: state for state in self._states}
+        states = []
+        for item in items:
+            known = before.get(item.run.id)
+            keep = known is not None and (known.state == "done" or (only is not None and item.run.id not in only))
+            states.append(known if known is not None and keep else observe(self.planner, item))
+        return states
 
     def _jobs(self, items: Sequence[Item], workers: int) -> list[Job]:
         """Runs by base, parents with their children, cut so that every worker has something."""
@@ -135,7 +146,8 @@ class LocalLauncher:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[job.slot % len(gpus)]
         else:
             environment = {**CPU_MEMORY, **environment}
-        with path.with_suffix(".log").open("ab") as log:
+        job.log = path.with_suffix(".log")
+        with job.log.open("ab") as log:
             job.process = subprocess.Popen(
                 [sys.executable, "-m", "peft_align.launch.job", str(path)],
                 stdin=subprocess.DEVNULL,
@@ -151,18 +163,21 @@ class LocalLauncher:
         code = job.process.returncode
         if code in (0, 1):
             return []
-        died = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        for i, item in enumerate(job.items):
-            directory = RunDir(self.planner.root, item.run.id)
+        died = (
+            f"the worker died: signal {signal.Signals(-code).name}"
+            if code < 0
+            else f"the worker died: exit code {code}"
+        )
+        directories = {item.run.id: RunDir(self.planner.root, item.run.id) for item in job.items}
+        for directory in directories.values():
             progress = directory.progress()
             if progress is not None and progress.get("pid") == job.process.pid:
-                directory.fail(str(progress["stage"]), f"the worker died: {died}", log=str(directory.log))
-                rest = job.items[i + 1 :]
-                return [Job(rest)] if rest else []
-        log = self.folder / "jobs" / f"{self._started:04d}.log"
-        for item in job.items:  # it never came to a run
-            if not self.planner.item(item.run).done:
-                RunDir(self.planner.root, item.run.id).fail("start", f"the worker died: {died}", log=str(log))
+                directory.fail(str(progress["stage"]), died, log=str(directory.log))
+        left = [i for i in job.items if directories[i.run.id].failure() is None and not self.planner.item(i.run).done]
+        if len(left) < len(job.items):
+            return [Job(left)] if left else []
+        for item in left:  # it never came to a run: another worker would not either
+            directories[item.run.id].fail("start", died, log=str(job.log))
         return []
 
     @contextmanager

@@ -25,7 +25,7 @@ def provenance() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "peft_align": __version__,
-        "git": git_state(Path(__file__).parent),
+        "git": git_state(Path(__file__).parents[1]),
         "python": sys.version.split()[0],
         "packages": {name: installed(name) for name in PACKAGES},
         "hardware": {
@@ -40,7 +40,7 @@ def provenance() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether tracked files differ from it; None outside of a repository."""
+    """Commit and whether tracked files differ from it; None if the code is in no repository."""
 
     def git(*words: str) -> str | None:
         try:
@@ -50,7 +50,9 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    if commit is None:
+    if (
+        commit is None or git("ls-files", "--error-unmatch", "__init__.py") is None
+    ):  # installed below someone's checkout
         return None
     return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 

@@ -11,7 +11,7 @@ from peft_align.config.schema import MAIN_AXES
 from peft_align.grid.expand import Sweep
 from peft_align.grid.planner import Item
 from peft_align.reporting.statistics import t_interval
-from peft_align.store.records import atomic_write, read_json
+from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir
 
 FIRST = ("run_id", "kind", *MAIN_AXES)
@@ -35,7 +35,7 @@ def rows(sweep: Sweep, items: Sequence[Item], root: Path) -> list[Row]:
         for request in item.requests:
             if id(request) in missing:
                 continue
-            record = read_json(RunDir(root, item.run.id).evaluation(request.name) / "record.json")
+            record = RunDir(root, item.run.id).evaluation_record(request.name)
             for metric in record["metrics"] if record else ():
                 found.append(_row(names, item, record or {}, metric))
     return found

@@ -134,6 +134,18 @@ def inventory(folder: Path, names: Iterator[str] | list[str], digests: Digests) 
     return found
 
 
+class Damaged(RuntimeError):
+    """A product on disk is not what its record says."""
+
+
+def verify(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check the contents of a product before it is used. Raises Damaged with the file's name."""
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != entry["sha256"]:
+            raise Damaged(f"{path} is damaged: its content is not the one recorded")
+
+
 def complete(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
     """None if every file is there in its size, else what is wrong. Contents are checked when they are read."""
     for name, entry in files.items():

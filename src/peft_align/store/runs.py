@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_align.store.records import read_json, write_json
+from peft_align.store.records import Damaged, read_json, verify, write_json
 
+FORMAT = 1  # of the records; one of another format is taken for absent
 PRODUCTS = ("adapter", "checkpoints", "metrics.jsonl")
 
 
@@ -59,7 +60,10 @@ class RunDir:
         return self.path / "evaluations" / name
 
     def train_record(self) -> dict[str, Any] | None:
-        return read_json(self.path / "train.json")
+        return _of_this_format(read_json(self.path / "train.json"))
+
+    def evaluation_record(self, name: str) -> dict[str, Any] | None:
+        return _of_this_format(read_json(self.evaluation(name) / "record.json"))
 
     def failure(self) -> dict[str, Any] | None:
         return read_json(self.path / "failed.json")
@@ -81,6 +85,25 @@ class RunDir:
         """Forget an earlier failure and what was in progress."""
         for name in ("failed.json", "progress.json"):
             (self.path / name).unlink(missing_ok=True)
+
+    def product(self, step: int | None = None) -> Path:
+        """The folder of a checkpoint (None: the last one, adapter/), its content checked against the record.
+
+        Raises:
+            Damaged: there is no record, or a file is another one than was recorded. The record is taken away, so that
+                the same command trains the run again.
+        """
+        record = self.train_record()
+        if record is None:
+            raise Damaged(f"{self.path} has no record of a finished training")
+        folder = self.adapter if step is None else self.checkpoint(step)
+        last = max(map(int, record["checkpoints"]))
+        try:
+            verify(folder, record["checkpoints"][str(last if step is None else step)]["files"])
+        except Damaged:
+            (self.path / "train.json").unlink(missing_ok=True)
+            raise
+        return folder
 
     def commit_attempt(self) -> bool:
         """Put a complete attempt in the place of what was there; True if there was one.
@@ -130,6 +153,10 @@ class RunDir:
                 return True
             fcntl.flock(file, fcntl.LOCK_UN)
             return False
+
+
+def _of_this_format(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    return record if record is not None and record.get("format") == FORMAT else None
 
 
 def step_name(step: int) -> str:

@@ -25,6 +25,7 @@ from peft_align.data.order import sample_order
 from peft_align.data.sources import load_split
 from peft_align.data.tokenization import TokenizedPair, tokenize
 from peft_align.grid.expand import Run
+from peft_align.grid.planner import adapter_digest
 from peft_align.models.adapters import (
     cast_adapter,
     continue_adapter,
@@ -36,7 +37,7 @@ from peft_align.models.adapters import (
 from peft_align.models.loading import Base
 from peft_align.models.provenance import peak_memory, provenance
 from peft_align.store.records import atomic_write, link_tree, write_json
-from peft_align.store.runs import RunDir, step_name
+from peft_align.store.runs import FORMAT, RunDir, step_name
 from peft_align.training import dpo, sft
 from peft_align.training.tracking import Log
 
@@ -59,6 +60,7 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
     Raises:
         InputError: the data cannot be read, or a target module does not exist.
         TrainingFailed: the loss is not finite.
+        Damaged: the parent's adapter is not what its record says.
     """
     config = run.config
     shutil.rmtree(directory.attempt, ignore_errors=True)
@@ -66,9 +68,10 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
     started = time.time()
     rows, data = training_rows(config, base)
     set_seed(config.seed)  # before the adapter is made: its A matrices are random
-    if run.parents:
-        parent = RunDir(directory.root, run.parents[0])
-        model = continue_adapter(base, parent.adapter, config.peft)
+    parents = {parent: RunDir(directory.root, parent) for parent in run.parents}
+    if parents:
+        (parent,) = parents.values()
+        model = continue_adapter(base, parent.product(), config.peft)
     else:
         model = new_adapter(base, config.peft)
     if torch.cuda.is_available():
@@ -92,6 +95,7 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
     metrics_size = (directory.attempt / "metrics.jsonl").stat().st_size
     tokens = recorder.tokens
     record = {
+        "format": FORMAT,
         "run": run.id,
         "stage": "train",
         "steps": last,
@@ -99,7 +103,7 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
         "checkpoints": recorder.saved,
         "metrics": {"metrics.jsonl": {"size": metrics_size}},
         "trainable_parameters": parameters,
-        "parents": list(run.parents),
+        "parents": {parent: adapter_digest(folder.train_record()) for parent, folder in parents.items()},
         "inputs": {"data": data["source"], "model": base.source},
         "data": {key: data[key] for key in ("counts", "truncation")},
         "loss": recorder.losses,
