@@ -49,7 +49,7 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, latest: bool = False)
     """
     line = parse(argv, flags)
     root = Path(str(line.value("root", "outputs")))
-    only_root = not line.grids and all(override.key == "root" for override in line.overrides)
+    only_root = not line.grids and not line.hydra and all(override.key == "root" for override in line.overrides)
     if only_root and not line.faults:
         manifest = latest_manifest(root) if latest else None
         if manifest is None:

@@ -8,7 +8,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ class Evaluation:
     heldout: int = operational("held-out pairs for `preference`", low=1)
     heldout_split: str = operational("which pairs are held out", choices=("test", "validation"))
     batch_size: int = operational("sequences per forward pass", low=1)
-    include_path: str | None = operational("folder of your own lm-eval task YAML files")
+    include_path: str | None = operational("folder of your own lm-eval task YAML files", default=None)
 
 
 @dataclass(frozen=True)

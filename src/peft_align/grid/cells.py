@@ -120,8 +120,7 @@ def narrow(
             or nothing is left of it.
     """
     faults: list[Fault] = []
-    checked = [(o, [check_value(space, o.key, v, o.text, faults) for v in o.values]) for o in overrides]
-    _check_axes(checked, faults)
+    checked = check_overrides(space, overrides, faults)
     space.prefetch(_options(blocks, checked)) if not faults else None
     if faults:
         raise InputError(faults)
@@ -214,12 +213,18 @@ def _options(blocks: Sequence[Block], checked: Sequence[tuple[Override, list[Any
             yield from ((group, v) for v in _all_values(block, group))
 
 
-def _check_axes(checked: Sequence[tuple[Override, list[Any]]], faults: list[Fault]) -> None:
+def check_overrides(
+    space: ConfigSpace, overrides: Sequence[Override], faults: list[Fault]
+) -> list[tuple[Override, list[Any]]]:
+    """The overrides with their values in their types; what is wrong with them is added to `faults`."""
+    checked = [(o, [check_value(space, o.key, v, o.text, faults) for v in o.values]) for o in overrides]
     for override, values in checked:
         if len(values) > 1 and is_operational(override.key):
             leaf = validate.leaves().get(override.key)
             hint = f"a list is written {override.key}=[a,b]" if leaf and "list" in str(leaf.type) else "give one value"
-            faults.append(Fault(override.text, "is operational: it changes no result, so it cannot be an axis", hint))
+            what = "is operational: it changes no result, so it cannot be an axis"
+            faults.append(Fault(override.text, what, hint))
+    return checked
 
 
 def _check_excludes(space: ConfigSpace, block: Block, cells: Iterable[Cell], faults: list[Fault]) -> None:

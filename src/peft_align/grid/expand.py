@@ -24,7 +24,7 @@ from peft_align.config.schema import (
 )
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import find_benchmark
-from peft_align.grid.cells import Cell, Excluded, applies, narrow, when_values
+from peft_align.grid.cells import Cell, Excluded, applies, check_overrides, narrow, when_values
 from peft_align.grid.language import Block, check_value, load_grid
 
 INHERITED = ("r", "alpha", "target_modules")  # what a run takes from the adapter that it continues
@@ -96,9 +96,7 @@ def build_sweep(space: ConfigSpace, line: CommandLine) -> Sweep:
         except InputError as error:
             faults += error.faults
     if faults:
-        for o in per_run:  # say what is wrong with these too, in the same message
-            for v in o.values:
-                check_value(space, o.key, v, o.text, faults)
+        check_overrides(space, per_run, faults)  # say what is wrong with these too, in the same message
         raise InputError(faults)
     blocks = [block for grid in grids for block in grid.blocks] or [Block("command line")]
     cells, excluded, notes = narrow(space, blocks, per_run)
