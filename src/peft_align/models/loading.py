@@ -192,9 +192,12 @@ def save_to_cache(model: Any, tokenizer: Any, name: str, note: dict[str, Any]) -
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "complete.json", note)
         sync_tree(temporary)
-        if not (target / "complete.json").is_file():
-            shutil.rmtree(target, ignore_errors=True)
+        try:
             temporary.rename(target)
+        except OSError:  # there is one already: whole, or left by a kill
+            if not (target / "complete.json").is_file():
+                shutil.rmtree(target)
+                temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
