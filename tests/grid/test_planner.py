@@ -10,7 +10,7 @@ import pytest
 from sweeping import expand, finish_evaluation, finish_training, metric, plan, source, trained
 
 from peft_align.grid.expand import Run, Sweep
-from peft_align.grid.planner import Item, order, requests
+from peft_align.grid.planner import Item, adapter_digest, order, requests
 from peft_align.store.records import Digests, read_json, write_json
 from peft_align.store.runs import RunDir
 
@@ -223,6 +223,22 @@ def test_a_set_asked_by_two_blocks_alike_is_scored_once() -> None:
     run = trained(expand(*WORDS))[0]
     doubled = Run(**{**vars(run), "scorings": [*run.scorings, *run.scorings]})
     assert len(requests(doubled, None)) == len(requests(run, None)) == 2
+
+
+def test_a_run_whose_parent_is_another_adapter_now_is_to_be_retrained(tmp_path: Path) -> None:
+    sweep = expand("method=dpo", "method.init=sft", *WORDS)
+    parent, child = [run for run in sweep.runs if run.kind == "train"]
+    of_parent = finish_training(tmp_path, parent)
+    digest = str(adapter_digest(of_parent.train_record()))
+    finish_training(tmp_path, child, parents={parent.id: digest})
+    trains = {item.run.id: item.train for item in plan(sweep, tmp_path)}
+    assert (trains[parent.id], trains[child.id]) == (None, None)
+
+    record = of_parent.train_record() or {}
+    record["checkpoints"]["4"]["digest"] = "0123456789abcdef"
+    write_json(of_parent.path / "train.json", record)
+    trains = {item.run.id: item.train for item in plan(sweep, tmp_path)}
+    assert trains[child.id] == f"retrain: its parent changed: was {digest[:12]}, is 0123456789ab"
 
 
 def test_parents_are_placed_before_children() -> None:

@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from peft_align.store.records import read_json, write_json
+from peft_align.store.records import Damaged, Digests, inventory, read_json, write_json
 from peft_align.store.runs import FORMAT, PRODUCTS, RunDir, step_name
 
 STEPS = ("step-000002", "step-000004")
@@ -22,6 +23,10 @@ MUTATIONS = ("unlink", "rename", "replace", "rmdir", "mkdir", "remove", "link")
 
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
+
+
+def record_of(content: str) -> dict[str, Any]:
+    return {"format": FORMAT, "of": content}
 
 
 def write(folder: Path, content: str) -> None:
@@ -188,6 +193,52 @@ def test_the_lock_is_let_go_after_an_exception(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert not directory.is_locked()
+
+
+def test_asking_whether_a_run_is_locked_never_keeps_it_from_being_locked(tmp_path: Path) -> None:
+    directory, stop = RunDir(tmp_path, "run"), threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            directory.is_locked()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        refused = 0
+        for _ in range(300):
+            with directory.lock() as mine:
+                refused += not mine
+    finally:
+        stop.set()
+        asking.join()
+    assert refused == 0
+
+
+def test_a_record_of_another_format_counts_as_none(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+    write_json(directory.path / "train.json", {"of": "old"})
+    write_json(directory.evaluation("mmlu") / "record.json", {"format": FORMAT + 1})
+    assert directory.train_record() is None
+    assert directory.evaluation_record("mmlu") is None
+
+
+def test_a_product_is_checked_against_its_record_when_it_is_read(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+    with pytest.raises(Damaged, match="no record"):
+        directory.product()
+    write(directory.path, "fine")
+    files = ("adapter_model.safetensors", "adapter_config.json")
+    entry = {"files": inventory(directory.adapter, list(files), Digests(tmp_path / "digests.json"))}
+    record = record_of("fine") | {"checkpoints": {"2": entry, "4": entry}}
+    write_json(directory.path / "train.json", record)
+    assert directory.product() == directory.adapter
+    assert directory.product(2) == directory.checkpoint(2)
+    (directory.checkpoint(2) / files[0]).write_text("rotn", encoding="utf-8")  # as long as before
+    assert directory.product(4) == directory.checkpoint(4)
+    with pytest.raises(Damaged):
+        directory.product(2)
+    assert directory.train_record() is None
 
 
 def test_asking_whether_a_run_is_locked_makes_nothing(tmp_path: Path) -> None:
