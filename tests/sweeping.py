@@ -13,7 +13,7 @@ from peft_align.config.command_line import parse
 from peft_align.config.compose import ConfigSpace
 from peft_align.errors import InputError
 from peft_align.grid.expand import Run, Sweep, build_sweep
-from peft_align.grid.planner import Item, Planner, Request
+from peft_align.grid.planner import Item, Planner, Request, adapter_digest
 from peft_align.store.records import Digests, digest_of, inventory, link_tree, write_json
 from peft_align.store.runs import FORMAT, RunDir, step_name
 
@@ -101,14 +101,14 @@ def finish_training(
     metrics = directory.attempt / "metrics.jsonl"
     metrics.write_text('{"step": 1, "loss": 2.0}\n', encoding="utf-8")
     record = {
+        "format": FORMAT,
         "run": run.id,
         "stage": "train",
         "checkpoints": saved,
         "metrics": {metrics.name: {"size": metrics.stat().st_size}},
+        "parents": {parent: adapter_digest(RunDir(root, parent).train_record()) for parent in run.parents},
         "inputs": dict(inputs or {}),
         **more,
-        "format": FORMAT,
-        "parents": {},
     }
     write_json(directory.attempt / "train.json", record)
     assert directory.commit_attempt()

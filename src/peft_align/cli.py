@@ -6,13 +6,14 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from peft_align.config.command_line import CommandLine, parse
 from peft_align.config.compose import ConfigSpace
 from peft_align.errors import Fault, InputError
 from peft_align.grid.expand import Sweep, build_sweep
-from peft_align.grid.planner import Item, Planner
+from peft_align.grid.planner import Item, Planner, conditions
 from peft_align.store.sweeps import latest_manifest, sweep_dir
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -30,10 +31,14 @@ class Asked:
     def root(self) -> Path:
         return self.planner.root
 
-    @property
+    @cached_property
     def folder(self) -> Path:
-        """The sweep's folder."""
-        return sweep_dir(self.root, self.sweep.name, [run.id for run in self.sweep.runs])
+        """The sweep's folder: another one for other runs, and for other evaluations of them."""
+        content = [
+            f"{run.id} {sorted(repr((s.steps, conditions(b, s))) for s in run.scorings for _, b in s.benchmarks)}"
+            for run in self.sweep.runs
+        ]
+        return sweep_dir(self.root, self.sweep.name, content)
 
     def plan(self) -> list[Item]:
         return self.planner.plan(self.sweep.runs)
@@ -88,6 +93,9 @@ def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is missing", file=sys.stderr)
         return INTERRUPTED
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        print(f"peft_align: {error.filename}: {error.strerror}; nothing can be kept there", file=sys.stderr)
+        return BAD_INPUT
     except BrokenPipeError:
         sys.stderr.close()
         return 0

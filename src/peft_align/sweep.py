@@ -40,8 +40,10 @@ def verb(argv: list[str]) -> int:
         return 0
     for run in asked.sweep.runs:  # what a killed process left complete is put in its place first
         directory = RunDir(asked.root, run.id)
-        if (directory.attempt / "train.json").is_file() and not directory.is_locked():
-            directory.commit_attempt()
+        if (directory.attempt / "train.json").is_file():
+            with directory.lock() as mine:
+                if mine:
+                    directory.commit_attempt()
     items = asked.plan()
     check_inputs([item for item in items if not item.done])
     write_manifest(asked.folder, asked.line.words, asked.line.config_dirs, [run.id for run in asked.sweep.runs])

@@ -10,6 +10,7 @@ examples:
 
 from __future__ import annotations
 
+import os
 import sys
 
 from peft_align.cli import FAILED, ask, resolved, run_verb
@@ -30,9 +31,13 @@ def verb(argv: list[str]) -> int:
         raise InputError([Fault("command line", what, "narrow it, or use peft_align.sweep")])
     check_inputs(items)
     from peft_align.launch.job import Worker
+    from peft_align.launch.local import visible_gpus
 
+    gpus = visible_gpus()
+    if len(gpus) > 1:  # one run, one device: with several, the trainer would multiply the batch
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
     worker = Worker(asked.root, asked.sweep.name, ("train",))
-    fine = all(worker.do(item.run) for item in order(items))
+    fine = worker.work([item.run for item in order(items)])
     directory = asked.root / "runs" / wanted[0].run.id
     print(f"{'trained' if fine else 'failed'}: {directory}")
     return 0 if fine else FAILED

@@ -14,13 +14,15 @@ from peft_align.config.identity import base_label, baseline_id, slug, train_id
 from peft_align.config.schema import GROUPS, Config
 from peft_align.config.validate import Leaf, leaves
 
-NAMES = {"dataset": "everyday", "preference": "harmless", "model": "tiny", "peft": "lora", "train": "default"}
+NAMES = {"dataset": "everyday", "preference": "harmless", "model": "mistral_7b", "peft": "lora", "train": "default"}
 FEEDERS = ("method.adapter.", "method.optimization.")  # only read by peft/ and train/, whose values count
 
 
 def example(kind: str) -> Config:
     """A run's config."""
-    return trained(expand("model=tiny", "dataset=everyday", "peft=lora", f"method={kind}", "tracker=wandb"))[0].config
+    return trained(expand("model=mistral_7b", "dataset=everyday", "peft=lora", f"method={kind}", "tracker=wandb"))[
+        0
+    ].config
 
 
 EXAMPLES = {kind: example(kind) for kind in ("sft", "dpo")}
@@ -116,12 +118,21 @@ def test_on_the_command_line_the_id_follows_science_alone(key: str) -> None:
     value: Any = config
     for name in key.split("."):
         value = getattr(value, name)
-    base = {"model": "model=tiny", "dataset": "dataset=everyday", "method": f"method={config.method.kind}"}
+    base = {"model": "model=mistral_7b", "dataset": "dataset=everyday", "method": f"method={config.method.kind}"}
     base |= {"peft": "peft=lora", "tracker": "tracker=wandb"} | pinned(config)
     new = another(leaf, value)
     before, after = (ids(expand(*words.values())) for words in (base, base | {key: word(key, new)}))
     assert len(before) == len(after) == 1
     assert (before != after) == leaf.scientific
+
+
+@pytest.mark.parametrize("key", [key for key in leaves() if key.startswith("model.shape.")])
+def test_the_shape_of_a_model_of_random_weights_is_what_it_is(key: str) -> None:
+    words = ("model=tiny", "peft=lora", "dataset=everyday")
+    value = getattr(trained(expand(*words))[0].config.model.shape, key.rpartition(".")[2])
+    one, other = expand(*words), expand(*words, word(key, changed(value)))
+    assert ids(one).isdisjoint(ids(other))
+    assert {run.id for run in one.runs}.isdisjoint(run.id for run in other.runs)  # the baseline's too
 
 
 @pytest.mark.parametrize("words", [["method.adapter.r=4"], ["method.optimization.learning_rate=1e-3"]])
@@ -167,7 +178,7 @@ def test_parents_are_part_of_the_id_in_their_order() -> None:
 
 def test_an_id_is_a_readable_slug_and_twelve_hex_digits() -> None:
     run_id = name_of(EXAMPLES["dpo"])
-    assert re.fullmatch(r"everyday-harmless-dpo-tiny-lora-s0-[0-9a-f]{12}", run_id)
+    assert re.fullmatch(r"everyday-harmless-dpo-mistral_7b-lora-s0-[0-9a-f]{12}", run_id)
 
 
 def test_a_slug_is_a_safe_folder_name() -> None:
@@ -186,7 +197,7 @@ def test_a_baseline_is_its_model_and_the_precision_of_its_base_alone() -> None:
         dataclasses.replace(config, peft=dataclasses.replace(config.peft, compute_dtype="fp32")),
     ):
         assert baseline_id(other, NAMES) != name
-    assert name.startswith("baseline-tiny-bf16-")
+    assert name.startswith("baseline-mistral_7b-bf16-")
 
 
 @pytest.mark.parametrize(

@@ -101,3 +101,18 @@ def test_validation_is_split_off_by_prompt(mirror: Path) -> None:
     validation = load_split(HH, Preference("harmless"), "validation", str(mirror)).pairs
     assert not {pair.prompt for pair in train} & {pair.prompt for pair in validation}
     assert 0.02 < len(validation) / (len(train) + len(validation)) < 0.1
+
+
+def test_files_that_are_links_to_blobs_elsewhere_are_read_as_the_hubs_cache_lays_them(
+    mirror: Path, tmp_path: Path
+) -> None:
+    folder, blobs = tmp_path / "Anthropic/hh-rlhf/harmless-base", tmp_path / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("train", "test"):
+        original = mirror / f"Anthropic/hh-rlhf/harmless-base/{name}.jsonl.gz"
+        (blobs / name).write_bytes(original.read_bytes())
+        (folder / f"{name}.jsonl.gz").symlink_to(blobs / name)
+    split = load_split(HH, Preference("harmless"), "test", str(tmp_path))
+    assert list(split.source["files"]) == ["harmless-base/test.jsonl.gz"]
+    assert split.source["digest"] == load_split(HH, Preference("harmless"), "test", str(mirror)).source["digest"]

@@ -230,7 +230,7 @@ def test_a_run_whose_parent_is_another_adapter_now_is_to_be_retrained(tmp_path: 
     parent, child = [run for run in sweep.runs if run.kind == "train"]
     of_parent = finish_training(tmp_path, parent)
     digest = str(adapter_digest(of_parent.train_record()))
-    finish_training(tmp_path, child, parents={parent.id: digest})
+    finish_training(tmp_path, child)
     trains = {item.run.id: item.train for item in plan(sweep, tmp_path)}
     assert (trains[parent.id], trains[child.id]) == (None, None)
 

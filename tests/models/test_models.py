@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from peft_align.config.command_line import parse
@@ -13,7 +14,7 @@ from peft_align.config.compose import ConfigSpace
 from peft_align.config.schema import Config
 from peft_align.errors import InputError
 from peft_align.grid.expand import build_sweep
-from peft_align.models.adapters import loaded_adapter, new_adapter, save_adapter, take_off
+from peft_align.models.adapters import continue_adapter, loaded_adapter, new_adapter, save_adapter, take_off
 from peft_align.models.loading import Base, BaseCache, load_base
 from peft_align.models.scoring import response_log_probabilities
 
@@ -111,3 +112,22 @@ def test_response_scores_equal_one_sequence_at_a_time_and_do_not_depend_on_the_b
     for size in (1, 2, 5):
         scores = response_log_probabilities(base.model, pairs, batch_size=size, pad_token_id=0)
         assert scores == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_adapter_is_evaluated_and_continued_in_the_precision_it_is_kept_in(config: Config, tmp_path: Path) -> None:
+    base = load_base(config)
+    model = new_adapter(base, config.peft)
+    disturb(model)
+    save_adapter(model, tmp_path / "adapter", "base")
+    take_off(base, model)
+    kept = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+
+    def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return {name.replace(".default", ""): p for name, p in model.named_parameters() if "lora_" in name}
+
+    with loaded_adapter(base, tmp_path / "adapter") as loaded:
+        assert all(torch.equal(p, kept[name]) for name, p in weights(loaded).items())
+    continued = continue_adapter(base, tmp_path / "adapter", config.peft)
+    assert all(torch.equal(p, kept[name]) for name, p in weights(continued).items())
+    assert len(weights(continued)) == len(kept) > 0
+    take_off(base, continued)

@@ -206,7 +206,7 @@ def test_asking_whether_a_run_is_locked_never_keeps_it_from_being_locked(tmp_pat
     asking.start()
     try:
         refused = 0
-        for _ in range(300):
+        for _ in range(100):
             with directory.lock() as mine:
                 refused += not mine
     finally:
@@ -238,6 +238,8 @@ def test_a_product_is_checked_against_its_record_when_it_is_read(tmp_path: Path)
     assert directory.product(4) == directory.checkpoint(4)
     with pytest.raises(Damaged):
         directory.product(2)
+    assert directory.train_record() == record
+    directory.discard_record()
     assert directory.train_record() is None
 
 

@@ -6,13 +6,14 @@ nor another way to write the same values gives an old result a new meaning. Oper
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
 
 from peft_align.config.compose import Built, scientific
-from peft_align.config.schema import MAIN_AXES, SCIENTIFIC_GROUPS, Config, Peft
+from peft_align.config.schema import MAIN_AXES, SCIENTIFIC_GROUPS, Config, Model, Peft
 
 BASE_FIELDS = ("base_precision", "double_quantization", "compute_dtype")
 
@@ -26,19 +27,25 @@ def train_id(config: Config, parts: Mapping[str, Built], choices: Mapping[str, s
         choices: the option of each group, for the slug.
         parents: ids of the runs whose products it starts from, in order.
     """
-    text = "\n".join(
-        ["train", *(f"{g} {parts[g].canonical}" for g in SCIENTIFIC_GROUPS), f"seed {config.seed}", *parents]
-    )
+    canonical = {group: parts[group].canonical for group in SCIENTIFIC_GROUPS}
+    canonical["model"] = json.dumps(model_identity(config.model), sort_keys=True, separators=(",", ":"))
+    text = "\n".join(["train", *(f"{g} {c}" for g, c in canonical.items()), f"seed {config.seed}", *parents])
     names = [choices[group] for group in MAIN_AXES]
     if parents:
         names[2] = f"sft_{names[2]}"
     return f"{slug([*names, f's{config.seed}'])}-{short_hash(text)}"
 
 
+def model_identity(model: Model) -> dict[str, object]:
+    """The scientific fields of a model; of one that is built on the spot, its shape too, for it is the model."""
+    shape = {"shape": dataclasses.asdict(model.shape)} if model.source == "random" else {}
+    return scientific(type(model), model) | shape
+
+
 def base_identity(config: Config) -> dict[str, object]:
     """What makes an unaligned base: the model and the precision it is held in."""
     return {
-        "model": scientific(type(config.model), config.model),
+        "model": model_identity(config.model),
         "precision": {name: getattr(config.peft, name) for name in BASE_FIELDS},
     }
 

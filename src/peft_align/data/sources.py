@@ -18,7 +18,7 @@ from peft_align.config.schema import Dataset, Preference
 from peft_align.data import beavertails, everyday, hh_rlhf
 from peft_align.data.pairs import Counts, Message, Pair
 from peft_align.errors import Fault, InputError
-from peft_align.store.hub import dataset_folder, fetch_snapshot
+from peft_align.store.hub import dataset_folder, fetch_snapshot, names_below
 from peft_align.store.records import Digests, digest_of, inventory
 
 LOADERS: Mapping[str, ModuleType] = {"hh_rlhf": hh_rlhf, "beavertails": beavertails, "everyday": everyday}
@@ -85,12 +85,11 @@ def _read(dataset: Dataset, folder: Path, subset: str | None, split: str) -> tup
             builder = datasets.load_dataset_builder("json", data_files={split: str(folder / pattern[split])})
         else:
             builder = datasets.load_dataset_builder(str(folder), data_dir=subset)
-        paths = [Path(p) for p in (builder.config.data_files or {}).get(split, [])]
+        paths = list((builder.config.data_files or {}).get(split, []))
         if not paths:
             raise InputError([Fault(str(folder / (subset or "")), f"has no files of a split '{split}'")])
         builder.download_and_prepare()
         rows = builder.as_dataset(split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise InputError([Fault(str(folder), f"cannot be read: {str(error).splitlines()[0][:300]}")]) from None
-    names = [path.resolve().relative_to(folder.resolve()).as_posix() for path in paths]
-    return rows, inventory(folder, names, Digests())
+    return rows, inventory(folder, names_below(folder, paths), Digests())

@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,7 +17,7 @@ from peft_align.evaluation.scores import Metric, Scores
 from peft_align.grid.benchmarks import OWN_TASKS
 from peft_align.grid.expand import Scoring
 from peft_align.models.loading import Base
-from peft_align.store.hub import mirrored
+from peft_align.store.hub import mirrored, names_below
 from peft_align.store.records import Digests, digest_of, inventory
 
 BOOTSTRAP_ITERATIONS = 1000  # for metrics whose standard error has no closed form
@@ -27,7 +28,7 @@ def task_manager(include_path: str | None) -> Any:
     """lm-eval's index of tasks, with the package's and the user's; several seconds, so made once a process."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=[str(OWN_TASKS), *([include_path] if include_path else [])])
+    return TaskManager(include_path=[str(OWN_TASKS), *([str(Path(include_path).expanduser())] if include_path else [])])
 
 
 def counting_model(model: Any, tokenizer: Any, batch_size: int, tick: Callable[[int], None]) -> Any:
@@ -115,8 +116,7 @@ def mirrored_datasets(mirror: str | None) -> Iterator[dict[str, dict[str, Any]]]
         loaded = original(str(folder), name, *args, **kwargs)
         builder = datasets.load_dataset_builder(str(folder), name)
         paths = [p for split in (builder.config.data_files or {}).values() for p in split]
-        prefix = str(folder.resolve())
-        names = [str(p).removeprefix(prefix).lstrip("/") for p in paths]
+        names = names_below(folder, paths)
         known = read.setdefault(path, {"files": {}})["files"]
         known.update(inventory(folder, [n for n in names if n not in known], Digests()))
         return loaded

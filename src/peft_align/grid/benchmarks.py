@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from peft_align.config import validate
 from peft_align.config.compose import ConfigSpace
 from peft_align.config.schema import Benchmark
 from peft_align.errors import Fault, suggest
+from peft_align.store.records import Digests, digest_of, inventory
 
 OWN_TASKS = Path(__file__).parents[1] / "evaluation" / "tasks"  # lm-eval tasks that the package carries
 
@@ -45,18 +45,29 @@ def task_folders(include_path: str | None) -> list[Path]:
 @functools.cache
 def lm_eval_has(name: str, include_path: str | None) -> bool:
     """Whether a task, group or tag of this name is declared. Reads the YAML files as text: lm-eval imports slowly."""
+    return any(_declares(folder, name) for folder in task_folders(include_path))
+
+
+def _declares(folder: Path, name: str) -> bool:
     quoted = re.escape(name.encode())
     declared = re.compile(rb"^[\s\-\"']*(?:task|group|tag)[\"']?:\s*[\"']?" + quoted + rb"[\"']?\s*$", re.MULTILINE)
     listed = re.compile(
-        rb"^(?:tag|group):[ \t]*\n(?:[ \t]*-[^\n]*\n)*?[ \t]*-[ \t]*[\"']?" + quoted + rb"[\"']?[ \t]*$", re.MULTILINE
+        rb"^(?:tag|group):[ \t]*\n(?:[ \t]*-[^\n]*\n)*?[ \t]*-[ \t]*[\"']?" + quoted + rb"[\"']?[ \t]*$",
+        re.MULTILINE,
     )
-    for path in _yaml_files(include_path):
+    for path in folder.rglob("*.yaml"):
         text = path.read_bytes()
         if name.encode() in text and (declared.search(text) or listed.search(text)):
             return True
     return False
 
 
-def _yaml_files(include_path: str | None) -> Iterable[Path]:
-    for folder in task_folders(include_path):
-        yield from folder.rglob("*.yaml")
+@functools.cache
+def task_definition(name: str, include_path: str | None) -> str | None:
+    """The digest of the folder that defines a task of the user's or the package's; lm-eval's go by its version."""
+    for folder in task_folders(include_path)[: 2 if include_path else 1]:
+        if _declares(folder, name):
+            digests = Digests()
+            files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+            return digest_of(inventory(folder, [path.relative_to(folder).as_posix() for path in files], digests))
+    return None

@@ -162,6 +162,10 @@ class _Builder:
         if config.preference.rule not in config.dataset.rules:
             self.unfit[choices["dataset"], config.preference.rule] += 1
             return None
+        if config.model.source != "random" and config.model.hub_id is None:
+            what = f"is empty, and source is {config.model.source}"
+            self.faults.append(Fault(f"model={choices['model']}: model.hub_id", what, "name the repository"))
+            return None
         parents: tuple[str, ...] = ()
         if isinstance(config.method, DPO) and config.method.init == "sft":
             parent = self._parent(cell)

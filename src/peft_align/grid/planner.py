@@ -14,6 +14,7 @@ from typing import Any
 from peft_align.config.compose import scientific
 from peft_align.config.identity import base_identity, short_hash, slug
 from peft_align.config.schema import Benchmark
+from peft_align.grid.benchmarks import task_definition
 from peft_align.grid.expand import Run, Scoring
 from peft_align.store.hub import dataset_folder, mirrored, model_folder
 from peft_align.store.records import Digests, complete, digest_of
@@ -184,7 +185,8 @@ def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
     content: dict[str, Any] = {"benchmark": asdict(benchmark)}
     del content["benchmark"]["metrics"]  # which of the computed metrics are shown
     if benchmark.kind == "lm_eval":
-        return content | {"limit": scoring.evaluation.limit, "lm_eval": installed("lm_eval")}
+        own = task_definition(str(benchmark.task), scoring.evaluation.include_path)
+        return content | {"limit": scoring.evaluation.limit, "lm_eval": installed("lm_eval"), "definition": own}
     return content | {
         "version": 1,
         "dataset": scientific(type(scoring.dataset), scoring.dataset),
@@ -222,7 +224,8 @@ def order(items: Sequence[Item]) -> list[Item]:
 
     def place(item: Item) -> None:
         for parent in item.run.parents:
-            place(by_id[parent])
+            if parent in by_id:
+                place(by_id[parent])
         placed.setdefault(item.run.id, item)
 
     for item in items:

@@ -13,8 +13,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from peft_align.errors import InputError
 from peft_align.grid.expand import Run
 from peft_align.grid.planner import Planner
 from peft_align.grid.serialize import run_from_plain
-from peft_align.store.records import read_json, write_json
+from peft_align.store.records import Damaged, read_json, write_json
 from peft_align.store.runs import RunDir
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PR_SET_PDEATHSIG = 1
 STAGES = ("train", "evaluate")
+SOME_FAILED = 3  # not 1, with which Python ends on an error that nobody caught
+WAIT = 1.0  # seconds between looks at runs that others hold
 
 
 class Stopped(SystemExit):
@@ -48,36 +50,70 @@ class Worker:
     _bases: BaseCache | None = field(default=None)
     _suite: Suite | None = field(default=None)
 
-    def do(self, run: Run) -> bool:
-        """Do what is missing of one run; False if it failed. What another process works on is left to it."""
+    def work(self, runs: Sequence[Run], *, logged: bool = False) -> bool:
+        """Do the runs in order; False if one failed. A run that another process holds is waited for, others go first.
+
+        Args:
+            runs: parents before children.
+            logged: what a run prints goes to its own log.
+        """
+        fine, waiting = True, list(runs)
+        while waiting:
+            held = []
+            for run in waiting:
+                if self._must_wait(run):
+                    held.append(run)
+                    continue
+                with output_to(RunDir(self.root, run.id).log) if logged else nullcontext():
+                    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}", flush=True)
+                    done = self.do(run)
+                if done is None:
+                    held.append(run)
+                fine = fine and done is not False
+            waiting = held
+            time.sleep(WAIT if waiting else 0)
+        return fine
+
+    def _must_wait(self, run: Run) -> bool:
+        """Whether another process is at the run, or at a parent that it needs."""
+        if RunDir(self.root, run.id).is_locked():
+            return True
+        parents = [RunDir(self.root, parent) for parent in run.parents]
+        return any(parent.train_record() is None and parent.is_locked() for parent in parents)
+
+    def do(self, run: Run) -> bool | None:
+        """Do what is missing of one run: True if it is done, False if it failed, None if another process holds it."""
         directory = RunDir(self.root, run.id)
         with directory.lock() as mine:
             if not mine:
-                print(f"{run.id}: another process works on it", flush=True)
-                return True
-            directory.commit_attempt()
-            planner = Planner(self.root, run.config.hub.mirror)
-            item = planner.item(run)
-            wanted = ("train" in self.stages and item.train) or ("evaluate" in self.stages and item.missing)
-            if not wanted:
-                return True
-            directory.clear_state()
-            identity = {"id": run.id, "kind": run.kind, "axes": run.axes, "parents": list(run.parents)}
-            write_json(directory.path / "run.json", {**identity, "config": asdict(run.config)})
-            stage = "train" if item.train else "evaluate"
-            directory.report_progress(stage="load", step=0, of=0)
+                return None
+            stage = "start"
             try:
+                directory.commit_attempt()
+                planner = Planner(self.root, run.config.hub.mirror)
+                item = planner.item(run)
+                wanted = ("train" in self.stages and item.train) or ("evaluate" in self.stages and item.missing)
+                if not wanted:
+                    return True
+                directory.clear_state()
+                identity = {"id": run.id, "kind": run.kind, "axes": run.axes, "parents": list(run.parents)}
+                write_json(directory.path / "run.json", {**identity, "config": asdict(run.config)})
+                directory.report_progress(stage="load", step=0, of=0)
                 if "train" in self.stages and item.train:
+                    stage = "train"
                     self._train(run, directory)
                     item = planner.item(run)
-                stage = "evaluate"
                 if "evaluate" in self.stages and item.train is None and item.missing:
+                    stage = "evaluate"
                     self._evaluate(run, directory, item)
             except Stopped as stop:
                 directory.fail(stage, f"stopped by signal {signal.Signals(int(stop.code or 0) - 128).name}")
                 raise
             except Exception as error:  # one failed run never stops the others
                 traceback.print_exc()
+                self._bases = None  # it may not be as it was
+                if isinstance(error, Damaged) and stage == "evaluate":
+                    directory.discard_record()
                 directory.fail(stage, reason(error), log=str(directory.log))
                 return False
             finally:
@@ -88,9 +124,17 @@ class Worker:
         from peft_align.training.run import train
         from peft_align.training.tracking import tracking
 
-        for parent in run.parents:
-            if RunDir(self.root, parent).train_record() is None:
-                raise Blocked(f"blocked: its parent {parent} is not done")
+        for name in run.parents:
+            parent = RunDir(self.root, name)
+            if parent.train_record() is None:
+                raise Blocked(f"blocked: its parent {name} is not done")
+            with parent.lock() as mine:
+                try:
+                    parent.product()
+                except Damaged:
+                    if mine:
+                        parent.discard_record()
+                    raise
         base = self._base(run)
         with tracking(
             run.config.tracker, group=self.sweep, name=run.id, axes=run.axes, folder=directory.path / "tracking"
@@ -152,7 +196,7 @@ def die_with_parent() -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Do the runs of a job file; the exit code is 0 if none failed."""
+    """Do the runs of a job file; the exit code is 0 if none failed, SOME_FAILED if each that did is recorded so."""
     die_with_parent()
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
@@ -165,13 +209,7 @@ def main(argv: list[str]) -> int:
 
         torch.set_num_threads(job["threads"])
     worker = Worker(Path(job["root"]), job["sweep"], tuple(job["stages"]))
-    fine = True
-    for plain in job["runs"]:
-        run = run_from_plain(plain)
-        with output_to(RunDir(worker.root, run.id).log):
-            print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}", flush=True)
-            fine = worker.do(run) and fine
-    return 0 if fine else 1
+    return 0 if worker.work([run_from_plain(plain) for plain in job["runs"]], logged=True) else SOME_FAILED
 
 
 def _stop(signum: int, frame: Any) -> None:

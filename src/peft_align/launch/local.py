@@ -22,7 +22,7 @@ from peft_align.config.schema import Local
 from peft_align.grid.expand import Sweep
 from peft_align.grid.planner import Item, Planner, order
 from peft_align.grid.serialize import run_to_plain
-from peft_align.launch.job import STAGES
+from peft_align.launch.job import SOME_FAILED, STAGES
 from peft_align.launch.watch import State, line, observe, summary, table
 from peft_align.store.records import write_json
 from peft_align.store.runs import RunDir
@@ -131,7 +131,7 @@ class LocalLauncher:
     def _start(self, job: Job, gpus: Sequence[str], workers: int) -> None:
         self._started += 1
         threads = self._config.threads or max(1, (os.cpu_count() or 1) // workers)
-        path = self.folder / "jobs" / f"{self._started:04d}.json"
+        path = self.folder / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._started:03d}.json"
         content = {
             "root": str(self.planner.root.resolve()),
             "sweep": self.folder.name,
@@ -161,7 +161,7 @@ class LocalLauncher:
         """If a worker died in the middle, record it for the run it was at; the runs after it get a new worker."""
         assert job.process is not None
         code = job.process.returncode
-        if code in (0, 1):
+        if code in (0, SOME_FAILED):
             return []
         died = (
             f"the worker died: signal {signal.Signals(-code).name}"

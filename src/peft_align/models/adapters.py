@@ -41,9 +41,7 @@ def continue_adapter(base: Base, folder: Path, peft: Peft) -> PeftModel:
     """Put a trainable copy of a saved adapter on the base, with this run's dropout."""
     config = LoraConfig.from_pretrained(folder)
     config.lora_dropout, config.inference_mode = peft.dropout, False
-    model = PeftModel.from_pretrained(
-        base.model, folder, is_trainable=True, config=config, autocast_adapter_dtype=False
-    )
+    model = PeftModel.from_pretrained(base.model, folder, is_trainable=True, config=config, autocast_adapter_dtype=True)
     cast_adapter(model, peft)
     return model
 
@@ -53,6 +51,20 @@ def cast_adapter(model: PeftModel, peft: Peft) -> None:
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data = parameter.data.to(DTYPES[peft.adapter_dtype])
+
+
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Copies of the trainable weights by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def restore_adapter(model: PeftModel, weights: dict[str, torch.Tensor], peft: Peft) -> None:
+    """Undo what a trainer's constructor did: TRL rounds the adapter to bf16 on a quantised base, not on others."""
+    cast_adapter(model, peft)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
 
 
 def trainable_parameters(model: PeftModel) -> int:
@@ -81,7 +93,8 @@ def loaded_adapter(base: Base, folder: Path | None) -> Iterator[Any]:
     if folder is None:
         yield base.model
         return
-    model = PeftModel.from_pretrained(base.model, folder, is_trainable=False, autocast_adapter_dtype=False)
+    # Without autocast_adapter_dtype, PEFT would round the adapter to the precision of a bf16 base (not of an nf4 one).
+    model = PeftModel.from_pretrained(base.model, folder, is_trainable=False, autocast_adapter_dtype=True)
     model.eval()
     try:
         yield model

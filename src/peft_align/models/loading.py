@@ -19,7 +19,10 @@ from peft_align.store.hub import fetch_snapshot, model_folder
 from peft_align.store.records import Digests, cache_dir, digest_of, inventory, sync_tree, write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-IDENTIFYING = ("*.safetensors", "config.json", "tokenizer*", "*.model", "special_tokens_map.json")
+IDENTIFYING = (
+    *("*.safetensors", "config.json", "tokenizer*", "*.model", "*.jinja"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+)
 
 
 @dataclass

@@ -118,10 +118,13 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
     keys = [*MAIN_AXES, *further, "step"]
     varying = [k for k in keys if k in ("method", "peft") or len({str(row[k]) for row in table}) > 1]
     measures = list(dict.fromkeys((row["benchmark"], row["metric"]) for row in table))
+    table = [row | {"method": row["method"] or "baseline"} for row in table]
+    if _conditions_differ(table, varying):  # what differs is no column: it must not pass for seeds
+        table = [row | {"run": f"{row['run_id'][-12:]} n={row['n']}"} for row in table]
+        varying = ["run", *varying]
     cells: dict[tuple[Any, ...], dict[tuple[str, str], list[float]]] = {}
     for row in table:
-        name = "baseline" if row["kind"] == "baseline" else None
-        key = tuple((name if k == "method" and name else row[k]) for k in varying)
+        key = tuple(row[k] for k in varying)
         cells.setdefault(key, {}).setdefault((row["benchmark"], row["metric"]), []).append(row["value"])
     better = {(row["benchmark"], row["metric"]): row["higher_is_better"] for row in table}
     arrows = {True: " ↑", False: " ↓", None: ""}
@@ -139,6 +142,12 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
     note = "± is the 95% t interval over seeds." if any("±" in cell for line in body for cell in line) else ""
     caption = "\n".join(filter(None, [fixed and f"{fixed}.", note]))
     return f"{_align(head, body)}\n{caption}\n" if caption else _align(head, body)
+
+
+def _conditions_differ(table: Sequence[Row], keys: Sequence[str]) -> bool:
+    """Whether a cell has two values of one metric for one seed."""
+    places = [(*(row[k] for k in keys), row["seed"], row["benchmark"], row["metric"]) for row in table]
+    return len(set(places)) < len(places)
 
 
 def _is_shown(sweep: Sweep, row: Row) -> bool:

@@ -5,6 +5,8 @@ Nothing here imports torch or reaches the network; `fetch_snapshot` does, when a
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,6 +23,16 @@ def mirrored(mirror: str | None, repo_id: str, revision: str | None = None) -> P
         return None
     names = [f"{repo_id}@{revision}", repo_id] if revision else [repo_id]
     return next((folder for name in names if (folder := Path(mirror).expanduser() / name).is_dir()), None)
+
+
+def names_below(folder: Path, paths: Iterable[str | Path]) -> list[str]:
+    """The paths relative to the folder. The hub's cache links its files to blobs elsewhere: links are not followed."""
+    roots = [Path(os.path.abspath(folder)), folder.resolve()]
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    return sorted(
+        next((path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)), str(path))
+        for path in absolute
+    )
 
 
 def dataset_folder(dataset: Dataset, mirror: str | None) -> Path | None:

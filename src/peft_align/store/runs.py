@@ -90,20 +90,19 @@ class RunDir:
         """The folder of a checkpoint (None: the last one, adapter/), its content checked against the record.
 
         Raises:
-            Damaged: there is no record, or a file is another one than was recorded. The record is taken away, so that
-                the same command trains the run again.
+            Damaged: there is no record, or a file is another one than was recorded.
         """
         record = self.train_record()
         if record is None:
             raise Damaged(f"{self.path} has no record of a finished training")
         folder = self.adapter if step is None else self.checkpoint(step)
         last = max(map(int, record["checkpoints"]))
-        try:
-            verify(folder, record["checkpoints"][str(last if step is None else step)]["files"])
-        except Damaged:
-            (self.path / "train.json").unlink(missing_ok=True)
-            raise
+        verify(folder, record["checkpoints"][str(last if step is None else step)]["files"])
         return folder
+
+    def discard_record(self) -> None:
+        """Have the run trained again by the next command; the caller holds its lock."""
+        (self.path / "train.json").unlink(missing_ok=True)
 
     def commit_attempt(self) -> bool:
         """Put a complete attempt in the place of what was there; True if there was one.
@@ -131,9 +130,7 @@ class RunDir:
         """Hold the run against other processes; yields False if another one has it. A killed holder lets go of it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not _acquired(file.fileno()):
                 yield False
                 return
             try:
@@ -153,6 +150,18 @@ class RunDir:
                 return True
             fcntl.flock(file, fcntl.LOCK_UN)
             return False
+
+
+def _acquired(descriptor: int) -> bool:
+    """Try for a second: someone may just be looking whether the lock is held."""
+    for _ in range(10):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
 
 
 def _of_this_format(record: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -11,9 +11,9 @@ from peft_align.config.identity import short_hash, slug
 from peft_align.store.records import read_json, write_json
 
 
-def sweep_dir(root: Path, name: str, run_ids: Sequence[str]) -> Path:
-    """The folder of a sweep: its grid's name and the hash of its runs, so that the same command finds it again."""
-    return root / "sweeps" / f"{slug([name])}-{short_hash(' '.join(sorted(run_ids)), 8)}"
+def sweep_dir(root: Path, name: str, content: Sequence[str]) -> Path:
+    """The folder of a sweep: its grid's name and the hash of what it holds, so that the same command finds it again."""
+    return root / "sweeps" / f"{slug([name])}-{short_hash(' '.join(sorted(content)), 8)}"
 
 
 def write_manifest(folder: Path, command: Sequence[str], config_dirs: Sequence[Path], run_ids: Sequence[str]) -> None:

@@ -27,9 +27,10 @@ from peft_align.data.tokenization import TokenizedPair, tokenize
 from peft_align.grid.expand import Run
 from peft_align.grid.planner import adapter_digest
 from peft_align.models.adapters import (
-    cast_adapter,
+    adapter_weights,
     continue_adapter,
     new_adapter,
+    restore_adapter,
     save_adapter,
     take_off,
     trainable_parameters,
@@ -60,7 +61,6 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
     Raises:
         InputError: the data cannot be read, or a target module does not exist.
         TrainingFailed: the loss is not finite.
-        Damaged: the parent's adapter is not what its record says.
     """
     config = run.config
     shutil.rmtree(directory.attempt, ignore_errors=True)
@@ -71,18 +71,21 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
     parents = {parent: RunDir(directory.root, parent) for parent in run.parents}
     if parents:
         (parent,) = parents.values()
-        model = continue_adapter(base, parent.product(), config.peft)
+        model = continue_adapter(base, parent.adapter, config.peft)
     else:
         model = new_adapter(base, config.peft)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
+        weights = adapter_weights(model)
         recorder = Recorder(run, directory, model, base.source["name"], rows, log)
         trainer = METHODS[config.method.kind](
             model, base.tokenizer, rows, config, shared_arguments(config, directory.attempt / "scratch"), [recorder]
         )
         trainer.remove_callback(PrinterCallback)
-        cast_adapter(model, config.peft)  # TRL casts adapters on a quantised base to bf16, others not
+        if trainer.args.n_gpu > 1:
+            raise TrainingFailed(f"{trainer.args.n_gpu} GPUs are visible to one run; set CUDA_VISIBLE_DEVICES to one")
+        restore_adapter(model, weights, config.peft)
         parameters = trainable_parameters(model)
         begun = time.time()
         trainer.train()
