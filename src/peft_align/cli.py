@@ -62,7 +62,7 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, latest: bool = False)
             raise InputError(
                 [Fault("command line", what, "give +grid=NAME or overrides, e.g. +grid=quickstart; see --help")]
             )
-        own = [word for word in manifest["command"] if not word.startswith("root=")]
+        own = [word for word in manifest["command"] if not word.lstrip("+").startswith("root=")]
         remembered = parse([*own, f"root={root}", *(f"--config-dir={d}" for d in manifest["config_dirs"])])
         line = dataclasses.replace(remembered, flags=line.flags)
     space = ConfigSpace(line.config_dirs, line.hydra)

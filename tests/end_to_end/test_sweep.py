@@ -120,6 +120,7 @@ def test_another_checkpoint_step_replaces_the_run_with_the_same_adapter(verb: An
     assert plan["run_list"][0]["to_do"].startswith("retrain for steps 1")
     verb("train", *more, check=True)
     assert adapter.read_bytes() == weights
+    verb("train", *words, check=True)  # the other command's steps stay: the two do not undo each other
     assert sorted(p.name for p in adapter.parents[1].joinpath("checkpoints").iterdir()) == [
         "step-000001",
         "step-000002",

@@ -176,8 +176,16 @@ def test_a_baseline_is_shared_by_all_runs_on_its_base_and_scores_each_set_once()
 
 
 def test_parents_that_are_only_needed_have_no_baseline_of_their_own(grid: Grid) -> None:
-    sweep = expand("method=dpo", "method.init=sft", *TINY_SFT_DPO)
-    assert Counter(run.kind for run in sweep.runs) == {"train": 2, "baseline": 1}
+    text = """
+    blocks:
+      - axes: {method: [sft, dpo]}
+        set: {model: tiny, method.init: sft}
+        when: [{where: {method: sft}, axes: {peft: [lora]}}]
+    """
+    both, dpo = grid(text), grid(text, "method=dpo")
+    assert sorted(run.base for run in both.runs if run.kind == "baseline") == ["bf16", "nf4"]
+    assert [run.base for run in dpo.runs if run.kind == "baseline"] == ["nf4"]
+    assert [run.base for run in dpo.runs if run.is_parent_only] == ["bf16"]
 
 
 def test_steps_that_several_blocks_ask_of_one_run_are_united(grid: Grid) -> None:

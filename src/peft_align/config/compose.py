@@ -160,11 +160,12 @@ class ConfigSpace:
             if built is not None:
                 parts[group] = built
         top: dict[str, Any] = {}
+        lookup = _Lookup(self, choices, assignments, faults)
         for key in TOP_LEVEL:
             node = self.top[key]
             if isinstance(node, dict):
                 node = {name: assignments.get(f"{key}.{name}", v) for name, v in node.items()}
-            top[key] = assignments.get(key, node)
+            top[key] = lookup.resolve(assignments.get(key, node), key)
         before = len(faults)
         leaf = validate.leaves()
         seed = validate.check(top["seed"], int, leaf["seed"].rule, "seed", faults)

@@ -21,6 +21,7 @@ from peft_align.store.records import Digests, complete, digest_of
 from peft_align.store.runs import RunDir, step_name
 
 BASELINE_STEP = 0
+LACKS_STEPS = "retrain for steps"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Planner:
         return items
 
     def item(self, run: Run) -> Item:
-        """The state of one run; an attempt that was complete when its process died is put in place first."""
+        """The state of one run."""
         directory = RunDir(self.root, run.id)
         item = Item(run)
         record = None
@@ -90,7 +91,8 @@ class Planner:
             item.train = self._train(run, directory, record)
         failure = directory.failure()
         item.failure = f"{failure['stage']}: {failure['reason']}" if failure else None
-        for request in requests(run, record if item.train is None else None):
+        lacks_only_steps = item.train is not None and item.train.startswith(LACKS_STEPS)
+        for request in requests(run, record if item.train is None or lacks_only_steps else None):
             item.requests.append(request)
             reason = self._evaluated(run, directory, request)
             if reason is not None:
@@ -102,7 +104,7 @@ class Planner:
             return "train"
         lacking = [s for s in run.steps if str(s) not in record["checkpoints"]]
         if lacking:
-            return f"retrain for steps {', '.join(map(str, lacking))}"
+            return f"{LACKS_STEPS} {', '.join(map(str, lacking))}"
         for step, entry in record["checkpoints"].items():
             if wrong := complete(directory.checkpoint(int(step)), entry["files"]):
                 return f"retrain: {wrong}"
@@ -170,8 +172,7 @@ def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:
     """What is to be evaluated of a run, once each. `record`: its training record, if it is done."""
     found: dict[tuple[Any, ...], Request] = {}
     for scoring in run.scorings:
-        steps = (BASELINE_STEP,) if run.kind == "baseline" else run.steps
-        for step in steps:
+        for step in scoring.steps:
             for name, benchmark in scoring.benchmarks:
                 key = request_key(run, benchmark, scoring, step, record)
                 request = Request(run.id, step, name, benchmark, scoring, key)
@@ -203,7 +204,7 @@ def request_key(
     """The key of an evaluation, or None while its adapter does not exist."""
     adapter = None
     if run.kind == "train":
-        if record is None:
+        if record is None or str(step) not in record["checkpoints"]:
             return None
         adapter = record["checkpoints"][str(step)]["digest"]
     return conditions(benchmark, scoring) | {"adapter": adapter, "base": base_identity(run.config)}

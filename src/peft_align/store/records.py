@@ -86,7 +86,7 @@ class Digests:
         if self._known is None:
             self._known = read_json(self.path) or {}
         known = self._known.get(str(path))
-        if isinstance(known, list) and known[:2] == [stat.st_size, stat.st_mtime_ns]:
+        if isinstance(known, list) and len(known) == 3 and known[:2] == [stat.st_size, stat.st_mtime_ns]:
             return str(known[2])
         digest = sha256(path)
         self._known[str(path)] = self._fresh[str(path)] = [stat.st_size, stat.st_mtime_ns, digest]

@@ -111,7 +111,7 @@ class RunDir:
         every step can be repeated, so a kill anywhere in between is made good by the next call.
         """
         record = self.attempt / "train.json"
-        if read_json(record) is None:
+        if _of_this_format(read_json(record)) is None:
             return False
         (self.path / "train.json").unlink(missing_ok=True)
         for name in PRODUCTS:

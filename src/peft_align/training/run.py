@@ -184,7 +184,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self, run: Run, directory: RunDir, model: Any, base_name: str, rows: list[TokenizedPair], log: Log
     ) -> None:
         self.run, self.directory, self.model, self.base_name, self.log = run, directory, model, base_name, log
-        self.steps = {*run.steps, run.config.train.max_steps}
+        # What another sweep asked for stays, or the two would undo each other's checkpoints for ever.
+        earlier = map(int, (directory.train_record() or {"checkpoints": {}})["checkpoints"])
+        self.steps = {*run.steps, *earlier, run.config.train.max_steps}
         self.saved: dict[str, dict[str, Any]] = {}
         self.losses: list[float] = []
         self.tokens = 0
