@@ -107,6 +107,7 @@ def test_another_benchmark_is_evaluated_without_training(undisturbed: Path, verb
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "outputs/runs").glob("*/train.json")} == before
 
 
+@pytest.mark.slow
 def test_another_checkpoint_step_replaces_the_run_with_the_same_adapter(verb: Any, tmp_path: Path) -> None:
     words = [
         "model=tiny", "dataset=everyday", "peft=lora", "train.max_steps=2", "train.batch_size=2",
@@ -127,6 +128,7 @@ def test_another_checkpoint_step_replaces_the_run_with_the_same_adapter(verb: An
     ]
 
 
+@pytest.mark.slow
 def test_dpo_from_sft_shares_one_parent(verb: Any, tmp_path: Path) -> None:
     words = [
         "model=tiny", "dataset=everyday", "method=dpo", "method.init=sft", "method.beta=0.1,0.5", "peft=lora",

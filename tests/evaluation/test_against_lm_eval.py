@@ -96,6 +96,7 @@ FP32 = (
 )
 
 
+@pytest.mark.slow
 def test_own_task_equals_the_command_line_for_an_adapter_and_the_base(tmp_path: Path) -> None:
     runs = sweep_of(
         "model=tiny", "dataset=everyday", "method=sft", *FP32, "train.batch_size=2", "train.max_length=300",

@@ -109,6 +109,7 @@ def test_an_interrupt_stops_the_workers_and_the_sweep(tmp_path: Path) -> None:
     assert list((tmp_path / "outputs/runs").glob("*/progress.json")) == []
 
 
+@pytest.mark.slow
 def test_two_sweeps_of_the_same_runs_at_once_do_none_twice(verb: Any, tmp_path: Path) -> None:
     words = (*SMALL, "method=sft,dpo", "peft=lora")
     other = start(tmp_path, *words)
@@ -119,6 +120,7 @@ def test_two_sweeps_of_the_same_runs_at_once_do_none_twice(verb: Any, tmp_path: 
         assert log.read_text().count("'train_runtime'") <= 1
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_runs_of_one_base(verb: Any, tmp_path: Path) -> None:
     words = [word for word in SMALL if "threads" not in word]
     verb("sweep", *words, "seed=0,1", "peft=lora", "launcher.workers=2", check=True)
