@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -75,7 +76,8 @@ class ConfigSpace:
                 self._compose([override])
                 self._hydra.append(override)
             except InputError as error:
-                faults.append(Fault(override, error.faults[0].what))
+                told = error.faults[0].what.split(". ")[0]
+                faults.append(Fault(override, told, _hydra_hint(override)))
         return faults
 
     def options(self, group: str) -> list[str]:
@@ -274,6 +276,16 @@ def _references(node: Any, where: str) -> Iterable[tuple[str, str]]:
             yield from _references(v, where)
     elif isinstance(node, str) and "${" in node:
         yield where, node
+
+
+def _hydra_hint(override: str) -> str:
+    """What was probably meant by a key of Hydra's own settings."""
+    node: Any = OmegaConf.structured(HydraConf)
+    for name in override.lstrip("+~").partition("=")[0].split(".")[1:]:
+        if not OmegaConf.is_dict(node) or name not in node:
+            return suggest(name, map(str, node)) if OmegaConf.is_dict(node) else ""
+        node = node[name] if not OmegaConf.is_missing(node, name) else None
+    return ""
 
 
 def _quoted(folder: Path) -> str:
