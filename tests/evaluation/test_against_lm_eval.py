@@ -120,4 +120,8 @@ def test_mmlu_of_smollm2_equals_the_command_line_for_an_adapter(mirror: Path, sm
     base = load_base(run.config)
     mine = ours(run, tmp_path, base)
     assert len(mine) == 114
+    item = Planner(tmp_path, str(mirror)).item(run)
+    record = RunDir(tmp_path, run.id).evaluation_record(item.requests[0].name) or {}
+    (metric,) = record["metrics"]
+    assert (metric["name"], metric["n"], metric["higher_is_better"]) == ("acc", 114, True)
     compare(mine, theirs(base, RunDir(tmp_path, run.id).adapter, "mmlu", 2, 5, mirror, tmp_path / "lm_eval"))

@@ -140,7 +140,6 @@ def _metrics(task: str, results: dict[str, Any]) -> list[Metric]:
 def _of_one(task: str, results: dict[str, Any], part: str) -> list[Metric]:
     found = []
     values = results["results"][task]
-    better = results.get("higher_is_better", {}).get(task, {})
     leaves = [leaf for leaf in _leaves(task, results) if leaf in results["n-samples"]]
     n = sum(results["n-samples"][leaf]["effective"] for leaf in leaves)
     filters = {key.partition(",")[2] for key in values if "," in key}
@@ -151,8 +150,14 @@ def _of_one(task: str, results: dict[str, Any], part: str) -> list[Metric]:
         stderr = values.get(f"{name}_stderr,{filtered}")
         shown = name if len(filters) == 1 else f"{name},{filtered}"
         error = float(stderr) if isinstance(stderr, (int, float)) else None
-        found.append(Metric(shown, float(value), error, n, better.get(name), part))
+        found.append(Metric(shown, float(value), error, n, _better(name, [task, *leaves], results), part))
     return found
+
+
+def _better(metric: str, tasks: list[str], results: dict[str, Any]) -> bool | None:
+    """Whether higher is better: as the task says, or for a group, which says nothing, as its first task does."""
+    said = (results.get("higher_is_better", {}).get(task, {}).get(metric) for task in tasks)
+    return next((better for better in said if better is not None), None)
 
 
 def _leaves(task: str, results: dict[str, Any]) -> list[str]:
