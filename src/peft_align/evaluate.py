@@ -21,8 +21,8 @@ from peft_align.sweep import check_inputs
 def verb(argv: list[str]) -> int:
     asked = ask(argv)
     items = asked.plan()
-    ready = [item for item in items if item.train is None and item.missing]
-    untrained = sum(item.train is not None for item in items)
+    ready = [item for item in items if item.to_make is None and item.missing]
+    untrained = sum(item.to_make is not None for item in items)
     check_inputs(ready)
     write_manifest(asked.folder, asked.line.words, asked.line.config_dirs, [run.id for run in asked.sweep.runs])
     print(f"{asked.sweep.name}: {len(ready)} runs to evaluate, {untrained} not trained yet", flush=True)

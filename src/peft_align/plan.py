@@ -53,9 +53,9 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
     kinds = Counter(item.run.kind for item in own)
     axes: dict[str, Counter[str]] = {}
     for item in own:
-        if item.run.kind == "train":
-            for key, value in item.run.axes.items():
-                axes.setdefault(key, Counter())[str(value)] += 1
+        shown = item.run.axes if item.run.kind == "train" else {"merge": item.run.choices["merge"]}
+        for key, value in shown.items() if item.run.kind != "baseline" else ():
+            axes.setdefault(key, Counter())[f"{value:g}" if isinstance(value, float) else str(value)] += 1
     seconds = seconds_left(asked.root, items)
     return {
         "sweep": asked.sweep.name,

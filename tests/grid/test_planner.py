@@ -58,7 +58,7 @@ def test_trained_but_not_evaluated_is_to_be_evaluated(tmp_path: Path) -> None:
     sweep = expand(*WORDS)
     finish_training(tmp_path, trained(sweep)[0])
     item = only(sweep, tmp_path)
-    assert item.train is None
+    assert item.to_make is None
     assert item.why == "evaluate everyday_mc, preference"
     finish_evaluation(tmp_path, item.requests[0], [metric("accuracy", 0.5)])
     assert only(sweep, tmp_path).why == "evaluate everyday_mc"
@@ -85,7 +85,7 @@ def test_a_missing_product_is_told_and_to_be_made_again(tmp_path: Path, product:
     path = RunDir(tmp_path, trained(sweep)[0].id).path / product
     path.unlink()
     item = only(sweep, tmp_path)
-    assert item.train == f"retrain: {path.parent.name}/{path.name} is missing"
+    assert item.to_make == f"retrain: {path.parent.name}/{path.name} is missing"
     assert not item.done
 
 
@@ -122,9 +122,9 @@ def test_an_evaluation_without_its_samples_is_to_be_done_again(tmp_path: Path) -
 def test_a_lacking_step_is_to_be_retrained_for(tmp_path: Path) -> None:
     complete(tmp_path, expand(*WORDS))
     more = expand(*WORDS, "train.checkpoint_steps=[1,2,4]")
-    assert only(more, tmp_path).train == "retrain for steps 1, 2"
+    assert only(more, tmp_path).to_make == "retrain for steps 1, 2"
     finish_training(tmp_path, trained(more)[0])
-    assert only(more, tmp_path).train is None
+    assert only(more, tmp_path).to_make is None
     assert only(expand(*WORDS), tmp_path).done  # fewer steps need nothing
 
 
@@ -183,7 +183,7 @@ def test_changed_data_is_told_with_both_digests(tmp_path: Path) -> None:
     after = source(tmp_path / "mirror" / DATA, Digests())
     item = only(sweep, tmp_path, mirror)
     assert before["digest"] != after["digest"]
-    assert item.train == f"retrain: data changed: was {before['digest'][:12]}, is {after['digest'][:12]}"
+    assert item.to_make == f"retrain: data changed: was {before['digest'][:12]}, is {after['digest'][:12]}"
 
     path.unlink()
     assert only(sweep, tmp_path, mirror).train == f"retrain: data changed: was {before['digest'][:12]}, is missing file"
@@ -207,7 +207,7 @@ def test_changed_benchmark_data_is_told_for_its_evaluations_alone(tmp_path: Path
     assert only(sweep, tmp_path, mirror).done
     path.write_text("something else\n", encoding="utf-8")
     item = only(sweep, tmp_path, mirror)
-    assert item.train is None
+    assert item.to_make is None
     assert item.why.startswith(f"evaluate {second.benchmark} ({DATA} changed: was ")
 
 
@@ -231,13 +231,13 @@ def test_a_run_whose_parent_is_another_adapter_now_is_to_be_retrained(tmp_path: 
     of_parent = finish_training(tmp_path, parent)
     digest = str(adapter_digest(of_parent.train_record()))
     finish_training(tmp_path, child)
-    trains = {item.run.id: item.train for item in plan(sweep, tmp_path)}
+    trains = {item.run.id: item.to_make for item in plan(sweep, tmp_path)}
     assert (trains[parent.id], trains[child.id]) == (None, None)
 
     record = of_parent.train_record() or {}
     record["checkpoints"]["4"]["digest"] = "0123456789abcdef"
     write_json(of_parent.path / "train.json", record)
-    trains = {item.run.id: item.train for item in plan(sweep, tmp_path)}
+    trains = {item.run.id: item.to_make for item in plan(sweep, tmp_path)}
     assert trains[child.id] == f"retrain: its parent changed: was {digest[:12]}, is 0123456789ab"
 
 

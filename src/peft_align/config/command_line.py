@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Override:
 class CommandLine:
     overrides: tuple[Override, ...] = ()
     grids: tuple[str, ...] = ()
+    selected: tuple[str, ...] = ()
+    own: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # the verb's own keys
     flags: frozenset[str] = frozenset()
     config_dirs: tuple[Path, ...] = ()
     hydra: tuple[str, ...] = ()
@@ -49,8 +51,8 @@ class CommandLine:
         return next((o.values[-1] for o in reversed(self.overrides) if o.key == key), default)
 
 
-def parse(argv: Sequence[str], flags: Sequence[str] = ()) -> CommandLine:
-    """Parse `argv`; `flags` are the verb's own besides --config-dir and --help."""
+def parse(argv: Sequence[str], flags: Sequence[str] = (), own: Sequence[str] = ()) -> CommandLine:
+    """Parse `argv`; `flags` are the verb's own besides --config-dir and --help, `own` its keys that are no settings."""
     allowed = [*flags, "--config-dir", "--help"]
     faults: list[Fault] = []
     seen: set[str] = set()
@@ -80,16 +82,24 @@ def parse(argv: Sequence[str], flags: Sequence[str] = ()) -> CommandLine:
             seen.add(name)
         else:
             faults.append(Fault(word, "no such flag", suggest(name, allowed)))
-    overrides, grids, hydra = _parse_overrides(words, faults)
+    overrides, hydra = _parse_overrides(words, faults)
+    apart = {key: overrides.pop(key).values for key in ("grid", "selected", *own) if key in overrides}
     return CommandLine(
-        tuple(overrides), tuple(grids), frozenset(seen), tuple(dirs), tuple(hydra), tuple(words), tuple(faults)
+        overrides=tuple(overrides.values()),
+        grids=tuple(map(str, apart.pop("grid", ()))),
+        selected=tuple(map(str, apart.pop("selected", ()))),
+        own=apart,
+        flags=frozenset(seen),
+        config_dirs=tuple(dirs),
+        hydra=tuple(hydra),
+        words=tuple(words),
+        faults=tuple(faults),
     )
 
 
-def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[list[Override], list[str], list[str]]:
+def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[dict[str, Override], list[str]]:
     parser = OverridesParser.create()
     overrides: dict[str, Override] = {}
-    grids: list[str] = []
     hydra: list[str] = []
     for word in words:
         try:
@@ -112,13 +122,11 @@ def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[list[Ov
             values = _values(parsed.value(), word, faults)
             if not values:
                 continue
-            if key == "grid":
-                grids += [str(v) for v in values]
-            elif key in overrides and overrides[key].values != tuple(values):
+            if key in overrides and overrides[key].values != tuple(values):
                 faults.append(Fault(word, f"'{key}' is given twice", f"the other is {overrides[key].text}"))
             else:
                 overrides[key] = Override(word, key, tuple(values))
-    return list(overrides.values()), grids, hydra
+    return overrides, hydra
 
 
 def _values(value: Any, word: str, faults: list[Fault]) -> list[Any]:

@@ -93,14 +93,7 @@ class ConfigSpace:
         path = self.file(group, option)
         if path is None:
             raise InputError([Fault(f"{group}={option}", "no such option", suggest(option, self.options(group)))])
-        try:
-            loaded = OmegaConf.load(path)  # plain YAML would read 5e-5 as text
-            container = OmegaConf.to_container(loaded, resolve=True)
-        except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-            raise InputError([Fault(str(path), f"cannot be read: {' '.join(str(error).split())[:300]}")]) from None
-        if not isinstance(container, dict):
-            raise InputError([Fault(str(path), "a mapping is expected at the top of the file")])
-        return cast(dict[str, Any], container)
+        return read_yaml(path)
 
     def prefetch(self, wanted: Iterable[tuple[str, str]]) -> None:
         """Compose the options that are missing: the i-th missing option of every group in the i-th composition."""
@@ -205,6 +198,17 @@ class ConfigSpace:
         if len(faults) == before:  # faults are told anew each time, with their place
             self._built[cache_key] = built
         return built
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The plain values of a YAML file; interpolations stay as they are. Raises InputError if it cannot be read."""
+    try:
+        container = OmegaConf.to_container(OmegaConf.load(path))  # plain YAML would read 5e-5 as text
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise InputError([Fault(str(path), f"cannot be read: {' '.join(str(error).split())[:300]}")]) from None
+    if not isinstance(container, dict):
+        raise InputError([Fault(str(path), "a mapping is expected at the top of the file")])
+    return cast(dict[str, Any], container)
 
 
 class _Lookup:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from peft_align.config.compose import Built, scientific
-from peft_align.config.schema import MAIN_AXES, SCIENTIFIC_GROUPS, Config, Model, Peft
+from peft_align.config.schema import MAIN_AXES, TRAINING_GROUPS, Config, Model, Peft
 
 BASE_FIELDS = ("base_precision", "double_quantization", "compute_dtype")
 
@@ -27,7 +27,7 @@ def train_id(config: Config, parts: Mapping[str, Built], choices: Mapping[str, s
         choices: the option of each group, for the slug.
         parents: ids of the runs whose products it starts from, in order.
     """
-    canonical = {group: parts[group].canonical for group in SCIENTIFIC_GROUPS}
+    canonical = {group: parts[group].canonical for group in TRAINING_GROUPS}
     canonical["model"] = json.dumps(model_identity(config.model), sort_keys=True, separators=(",", ":"))
     text = "\n".join(["train", *(f"{g} {c}" for g, c in canonical.items()), f"seed {config.seed}", *parents])
     names = [choices[group] for group in MAIN_AXES]
@@ -54,6 +54,19 @@ def baseline_id(config: Config, choices: Mapping[str, str]) -> str:
     """The id of an unaligned base at one precision."""
     text = "baseline\n" + json.dumps(base_identity(config), sort_keys=True)
     return f"{slug(['baseline', choices['model'], base_label(config.peft)])}-{short_hash(text)}"
+
+
+def merge_id(config: Config, merge: Built, names: Sequence[str], inputs: Sequence[str]) -> str:
+    """The id of a merge.
+
+    Args:
+        config: for the seed; the inputs' own ids tell the model, its precision and all of their training.
+        merge: the merge's config.
+        names: words for the slug.
+        inputs: ids of the merged runs, in order.
+    """
+    text = "\n".join(["merge", merge.canonical, f"seed {config.seed}", *inputs])
+    return f"{slug(['merge', *names, f's{config.seed}'])}-{short_hash(text)}"
 
 
 def base_label(peft: Peft) -> str:

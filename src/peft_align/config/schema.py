@@ -41,12 +41,15 @@ class Dataset:
     hub_id: str | None = value("dataset repository on the hub; null when the package carries the data")
     revision: str | None = value("branch, tag or commit; null is unpinned")
     validation_fraction: float = value("share of the training prompts held back for validation", low=0.0, high=0.5)
-    rules: list[str] = operational("preference rules that the loader offers")
+    expected_rows: dict[str, int] | None = operational(
+        "rule -> rows of the full train split before filters; another number is warned about", default=None, low=1
+    )
 
 
 @dataclass(frozen=True)
 class Preference:
     rule: str = value("rule of the dataset's loader that says which response is chosen")
+    loaders: list[str] | None = operational("loaders that have the rule; null: all", default=None)
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,40 @@ class Peft:
 
 
 @dataclass(frozen=True)
+class NoMerge:
+    kind: str = value("no merge: a run of its own training", choices=("none",))
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What is kept of a merge besides its recipe."""
+
+    save: str = operational("what is written besides the recipe", choices=("none", "adapter", "full"))
+    save_rank: int | None = operational("rank of a saved adapter; null: the sum of the inputs'", low=1)
+    save_tolerance: float = operational("largest relative error of a saved adapter", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Slerp(Merge):
+    kind: str = value("which kind of merge", choices=("slerp",))
+    space: str = value("merge the adapters' weight changes, or whole weights", choices=("delta", "weights"))
+    t: float = value("0 is the first input, 1 the second", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Arithmetic(Merge):
+    kind: str = value("which kind of merge", choices=("arithmetic",))
+    space: str = value("merge the adapters' weight changes", choices=("delta",))
+    weights: list[float] | None = value("one for each input; null: 1 / number of inputs")
+    sparsify: str = value("which entries of a change are kept", choices=("none", "magnitude", "random"))
+    density: float = value("share of the entries kept", above=0, high=1)
+    rescale: bool = value("divide what is kept at random by the density")
+    elect_sign: bool = value("drop entries against the sign of their weighted sum (TIES)")
+    normalize: bool = value("divide by the sum of the weights that took part")
+    scaling: float = value("lambda, the factor of the merged change")
+
+
+@dataclass(frozen=True)
 class Train:
     engine: str = value("training engine", choices=("trl",))
     max_steps: int = value("optimizer steps", low=1)
@@ -127,7 +164,7 @@ class Train:
     optimizer: str = value("optimizer", choices=("adamw_torch", "adamw_bnb", "paged_adamw_32bit", "paged_adamw_8bit"))
     adam_betas: list[float] = value("Adam's two decay rates", low=0, high=0.99999, length=2)
     max_length: int = value("tokens of prompt and response together", low=8)
-    checkpoint_steps: list[int] = operational("steps whose adapter is kept and evaluated", low=1)
+    checkpoint_steps: list[int] = operational("steps whose adapter is kept", low=1)
     micro_batch_size: int = operational("samples per forward pass", low=1)
     gradient_checkpointing: bool = operational("recompute activations: less memory, more time")
 
@@ -135,6 +172,7 @@ class Train:
 @dataclass(frozen=True)
 class Evaluation:
     benchmarks: list[str] = operational("options of conf/benchmark/ or names of lm-eval tasks")
+    steps: list[int] = operational("training steps whose adapter is evaluated", low=1)
     limit: int | None = operational("samples per task; null: all", low=1)
     heldout: int = operational("held-out pairs for `preference`", low=1)
     heldout_split: str = operational("which pairs are held out", choices=("test", "validation"))
@@ -185,6 +223,7 @@ class Config:
     method: SFT | DPO
     model: Model
     peft: Peft
+    merge: NoMerge | Slerp | Arithmetic
     train: Train
     evaluation: Evaluation
     launcher: Local
@@ -201,13 +240,15 @@ GROUPS: dict[str, type | dict[str, type]] = {
     "method": {"sft": SFT, "dpo": DPO},
     "model": Model,
     "peft": Peft,
+    "merge": {"none": NoMerge, "slerp": Slerp, "arithmetic": Arithmetic},
     "train": Train,
     "evaluation": Evaluation,
     "launcher": {"local": Local},
     "tracker": {"none": NoTracker, "wandb": Wandb},
 }
-# The groups that make a run what it is; the others are operational.
-SCIENTIFIC_GROUPS = ("dataset", "preference", "method", "model", "peft", "train")
+# The groups that make a training run what it is, and those that make any run; the others are operational.
+TRAINING_GROUPS = ("dataset", "preference", "method", "model", "peft", "train")
+SCIENTIFIC_GROUPS = (*TRAINING_GROUPS, "merge")
 # Values that belong to no group, and what may only be set for a sweep as a whole.
 TOP_LEVEL = ("seed", "root", "hub")
 SWEEP_LEVEL = ("launcher", "tracker", "root", "hub")

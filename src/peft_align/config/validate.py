@@ -147,6 +147,12 @@ def check(value: Any, hint: Any, rule: Rule, where: str, faults: list[Fault]) ->
             return None
         item = typing.get_args(base)[0]
         return [check(v, item, rule, f"{where}[{i}]", faults) for i, v in enumerate(value)]
+    if typing.get_origin(base) is dict:
+        if not isinstance(value, Mapping):
+            faults.append(Fault(where, f"a mapping is expected, not {show(value)}", rule.doc))
+            return None
+        item = typing.get_args(base)[1]
+        return {str(k): check(v, item, rule, f"{where}.{k}", faults) for k, v in value.items()}
     converted = as_type(value, base)
     if converted is None:
         faults.append(Fault(where, f"{show(value)} is not {TYPE_NAMES[base]}", describe(base, rule)))

@@ -7,16 +7,19 @@ Per pair, with l the sum of the log-probabilities of a response's tokens, c the 
                      equation 5) without its factor beta, so that methods with and without a beta compare
     reward_accuracy  1 if reward_margin > 0
     response_loss    -l(c) / number of tokens of c
+    dpo_loss         of a DPO run: -log sigmoid(beta * reward_margin), its loss on these pairs (ibid., equation 7)
 
 The base is the unaligned one at the same precision, so the rewards are not defined for a baseline.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from peft_align.config.schema import DPO
 from peft_align.data.order import sample_order
 from peft_align.data.sources import load_split
 from peft_align.data.tokenization import TokenizedPair, tokenize
@@ -49,7 +52,7 @@ class PreferenceBenchmark:
     def evaluate(self, run: Run, scoring: Scoring, base: Base, model: Any, tick: Callable[[int, int], None]) -> Scores:
         """Score `model` (the base with or without an adapter) on the run's held-out pairs. Raises InputError."""
         heldout = self._heldout(run, scoring, base)
-        aligned = model is not base.model
+        aligned = run.kind != "baseline"
         size = scoring.evaluation.batch_size
         total = 2 * len(heldout.pairs)
         chosen, rejected = _score(model, base, heldout.pairs, size, lambda done: tick(done, total))
@@ -77,6 +80,9 @@ class PreferenceBenchmark:
                 mean_metric("reward_accuracy", [float(margin > 0) for margin in margins], True),
                 mean_metric("reward_margin", margins, True),
             ]
+            if isinstance(run.config.method, DPO) and run.kind == "train":
+                beta = run.config.method.beta
+                metrics.append(mean_metric("dpo_loss", [-log_sigmoid(beta * margin) for margin in margins], False))
             for sample, margin in zip(samples, margins, strict=True):
                 sample["reward_margin"] = margin
         elif not heldout.base_chosen:
@@ -97,6 +103,7 @@ class PreferenceBenchmark:
                 run.config.peft.base_precision,
                 run.config.peft.double_quantization,
                 run.config.peft.compute_dtype,
+                base.dequantized,
             )
         )
         if key not in self._known:
@@ -126,3 +133,8 @@ def _score(
         model, sequences, batch_size=batch_size, pad_token_id=base.tokenizer.pad_token_id, tick=tick
     )
     return scores[0::2], scores[1::2]
+
+
+def log_sigmoid(x: float) -> float:
+    """log(1 / (1 + exp(-x))) without overflow."""
+    return min(x, 0.0) - math.log1p(math.exp(-abs(x)))

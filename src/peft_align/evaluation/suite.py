@@ -6,16 +6,19 @@ import gzip
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
+from typing import Any
 
 from peft_align.evaluation import harness
 from peft_align.evaluation.preference import PreferenceBenchmark
 from peft_align.evaluation.scores import Scores
 from peft_align.grid.expand import Run
-from peft_align.grid.planner import BASELINE_STEP, Request
+from peft_align.grid.planner import Request
 from peft_align.models.adapters import loaded_adapter
 from peft_align.models.loading import Base
+from peft_align.models.merged import merged_model
 from peft_align.models.provenance import provenance
 from peft_align.store.records import atomic_write, sha256, write_json
 from peft_align.store.runs import FORMAT, RunDir
@@ -40,10 +43,9 @@ class Suite:
         for step, group in groupby(by_step, key=lambda request: request.step):
             wanted = list(group)
             for request in wanted:
-                if request.config.kind == "preference" and step != BASELINE_STEP:
+                if request.config.kind == "preference" and run.kind != "baseline":
                     self.preference.prepare_base(run, request.scoring, base)
-            folder = None if step == BASELINE_STEP else directory.product(step)
-            with loaded_adapter(base, folder) as model:
+            with opened(run, directory, base, step) as model:
                 for request in wanted:
                     self._one(run, directory, base, model, request)
 
@@ -65,6 +67,13 @@ class Suite:
 
             scores = harness.evaluate(request.config, request.scoring, base, model, run.config.hub.mirror, count)
         save(directory, base, request, scores, time.time() - started)
+
+
+def opened(run: Run, directory: RunDir, base: Base, step: int) -> AbstractContextManager[Any]:
+    """The model to evaluate: the bare base, the base with an adapter on it, or the merged model. Raises Damaged."""
+    if run.kind == "merge":
+        return merged_model(run, directory, base)
+    return loaded_adapter(base, None if run.kind == "baseline" else directory.product(step))
 
 
 def save(directory: RunDir, base: Base, request: Request, scores: Scores, seconds: float) -> None:

@@ -17,7 +17,7 @@ from peft_align.config.command_line import Override
 from peft_align.config.compose import ConfigSpace
 from peft_align.config.schema import GROUPS
 from peft_align.errors import Fault, InputError
-from peft_align.grid.language import Block, When, check_value, is_operational, unique
+from peft_align.grid.language import Block, Selector, When, check_value, is_operational, unique
 
 MAX_CELLS = 1_000_000
 
@@ -27,10 +27,12 @@ class Cell:
     """One combination of values.
 
     Attributes:
-        block: name of its block.
+        block: its block.
         values: what the block and the command line assign: groups and dotted settings.
         axes: the keys among them that vary.
         outer: the values without those of `when`: where the search for a parent's values starts.
+        inputs: of a merge: the selector of each input.
+        selected: the keys of `values` that a selection chose.
         allowed: what the command line narrowed keys of the block to.
     """
 
@@ -38,6 +40,8 @@ class Cell:
     values: dict[str, Any]
     axes: tuple[str, ...]
     outer: dict[str, Any]
+    inputs: tuple[Selector, ...] = ()
+    selected: frozenset[str] = frozenset()
     allowed: dict[str, list[Any]] = field(default_factory=dict)
 
 
@@ -72,11 +76,15 @@ def expand_block(space: ConfigSpace, block: Block) -> Iterator[Cell]:
     for combination in itertools.product(*rows):
         varied = {key: v for part in combination for key, v in part.items()}
         outer = {**block.settings, **varied, **block.fixed}
+        conditional = {key for when in block.when for key in when.axes}
         for inner in when_values(space, block, outer):
-            values = {**outer, **inner, **block.fixed}
-            kept = {key: v for key, v in values.items() if applies(space, key, values)}
-            keys = tuple(key for key in (*varied, *inner) if key in kept and key not in block.fixed)
-            yield Cell(block, kept, keys, outer)
+            values = complete(space, block, outer, inner)
+            for inputs in block.inputs or ((),):
+                variants = [{**values, **selector} for selector in inputs] or [values]
+                kept = {k: v for k, v in values.items() if any(applies(space, k, variant) for variant in variants)}
+                keys = (key for key in (*varied, *inner) if key in kept and key not in block.fixed)
+                axes = tuple(key for key in keys if key in varied or key in conditional)
+                yield Cell(block, kept, axes, outer, inputs, frozenset(values) - {*outer, *inner, *block.fixed})
 
 
 def when_values(space: ConfigSpace, block: Block, outer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -85,13 +93,27 @@ def when_values(space: ConfigSpace, block: Block, outer: Mapping[str, Any]) -> I
     for when in block.when:
         extended: list[dict[str, Any]] = []
         for inner in combinations:
-            if matches(space, when.where, {**outer, **inner}):
+            if _holds(space, block, when.where, {**outer, **inner}):
                 picks = itertools.product(*when.axes.values())
-                extended += [{**inner, **dict(zip(when.axes, picked, strict=True))} for picked in picks]
+                extended += [
+                    {**inner, **when.settings, **dict(zip(when.axes, picked, strict=True))} for picked in picks
+                ]
             else:
                 extended.append(inner)
         combinations = extended
     yield from combinations
+
+
+def complete(space: ConfigSpace, block: Block, outer: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any]:
+    """All values of one combination: what was selected, where the block and the command line give none."""
+    values = {**outer, **inner, **block.fixed}
+    chosen = {k: v for w in block.selected if _holds(space, block, w.where, values) for k, v in w.settings.items()}
+    return {**chosen, **values}
+
+
+def _holds(space: ConfigSpace, block: Block, where: Mapping[str, list[Any]], values: Mapping[str, Any]) -> bool:
+    """`matches`; what tells a merge's inputs apart is no value of the merge itself."""
+    return matches(space, where, values) and not (block.selector_keys() - set(values)) & set(where)
 
 
 def size(block: Block) -> int:
@@ -104,7 +126,7 @@ def size(block: Block) -> int:
     for when in block.when:
         for values in when.axes.values():
             total *= len(values)
-    return total
+    return total * max(1, len(block.inputs))
 
 
 def narrow(
@@ -125,14 +147,22 @@ def narrow(
     if faults:
         raise InputError(faults)
     edited, notes = list(blocks), []
+    dropped: set[int] = set()
     filters: list[tuple[Override, list[Any]]] = []
     for override, values in checked:
+        if not any(takes(block, override.key) for block in blocks):
+            what = "a merge needs inputs, which a grid names in a block with kind: merge"
+            faults.append(Fault(override.text, what, "e.g. +grid=merge; see docs/grids.md"))
         owners = [block for block in blocks if override.key in block.own_keys()]
         known = any(v in _all_values(block, override.key) for block in owners for v in values)
         if owners and known:
             filters.append((override, values))
         for i, block in enumerate(edited):
-            if override.key in block.own_keys() and known:
+            if (override.key in block.own_keys() and known) or not takes(block, override.key):
+                continue
+            if override.key in block.selector_keys():
+                dropped.add(i)
+                notes.append(f"{override.text}: block {block.name}: dropped, its inputs have other values")
                 continue
             edited[i] = _assign(block, override.key, values)
             had = override.key in block.own_keys()
@@ -143,7 +173,9 @@ def narrow(
         raise InputError([Fault("grid", f"{total} cells are too many", f"at most {MAX_CELLS}; narrow an axis")])
     cells: list[Cell] = []
     excluded: list[Excluded] = []
-    for block, original in zip(edited, blocks, strict=True):
+    for i, (block, original) in enumerate(zip(edited, blocks, strict=True)):
+        if i in dropped:
+            continue
         kept = list(expand_block(space, block))
         _check_excludes(space, original, kept if block is original else expand_block(space, original), faults)
         for override, values in filters:
@@ -168,13 +200,18 @@ def narrow(
     return cells, excluded, notes
 
 
+def takes(block: Block, key: str) -> bool:
+    """Whether a block's runs can have a setting: how to merge is for merges alone."""
+    return block.kind == "merge" or key.partition(".")[0] != "merge"
+
+
 def _assign(block: Block, key: str, values: list[Any]) -> Block:
     """The block with `key` set to the values, wherever it stood before."""
     base = replace(
         block,
         axes={k: v for k, v in block.axes.items() if k != key},
         zip=tuple(group for z in block.zip if (group := {k: v for k, v in z.items() if k != key})),
-        when=tuple(When(w.where, axes) for w in block.when if (axes := {k: v for k, v in w.axes.items() if k != key})),
+        when=tuple(w for each in block.when if (w := _without(each, key)).axes or w.settings),
         settings={k: v for k, v in block.settings.items() if k != key},
     )
     if len(values) == 1:
@@ -182,7 +219,15 @@ def _assign(block: Block, key: str, values: list[Any]) -> Block:
     return replace(base, axes={**base.axes, key: unique(values)})
 
 
+def _without(when: When, key: str) -> When:
+    axes = {k: v for k, v in when.axes.items() if k != key}
+    return When(when.where, axes, {k: v for k, v in when.settings.items() if k != key})
+
+
 def _filter(space: ConfigSpace, cell: Cell, key: str, values: list[Any]) -> list[Cell]:
+    if any(key in selector for selector in cell.inputs):
+        given = [selector.get(key, cell.values.get(key, space.defaults.get(key))) for selector in cell.inputs]
+        return [cell] if all(v in values for v in given) else []
     if key in cell.values:
         narrowed = {**cell.allowed, key: values}
         return [replace(cell, allowed=narrowed)] if cell.values[key] in values else []
@@ -198,8 +243,8 @@ def _all_values(block: Block, key: str) -> list[Any]:
     for group in block.zip:
         found += group.get(key, [])
     for when in block.when:
-        found += when.axes.get(key, [])
-    return found
+        found += [*when.axes.get(key, []), *([when.settings[key]] if key in when.settings else [])]
+    return found + [selector[key] for entry in block.inputs for selector in entry if key in selector]
 
 
 def _options(blocks: Sequence[Block], checked: Sequence[tuple[Override, list[Any]]]) -> Iterable[tuple[str, str]]:
@@ -227,6 +272,11 @@ def check_overrides(
     return checked
 
 
+def _applies_to(space: ConfigSpace, key: str, cell: Cell) -> bool:
+    """Whether a run of the cell has the setting, or an input of its merge."""
+    return any(applies(space, key, {**cell.values, **selector}) for selector in (*cell.inputs, {}))
+
+
 def _check_excludes(space: ConfigSpace, block: Block, cells: Iterable[Cell], faults: list[Fault]) -> None:
     unmatched = dict(enumerate(block.exclude))
     for cell in cells if unmatched else ():
@@ -244,7 +294,7 @@ def _check_reached(
         leaf = validate.leaves().get(override.key)
         if leaf is None or leaf.kinds is None or not cells:
             continue
-        if not any(applies(space, override.key, cell.values) for cell in cells):
+        if not any(_applies_to(space, override.key, cell) for cell in cells):
             group = override.key.partition(".")[0]
             kinds = " or ".join(sorted(leaf.kinds))
             faults.append(Fault(override.text, f"no run of this sweep has it: it belongs to {group} {kinds}"))

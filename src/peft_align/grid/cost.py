@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
-from peft_align.config.schema import Shape
+from peft_align.config.schema import NoMerge, Shape
 from peft_align.grid.expand import Run
 from peft_align.grid.planner import Item
 from peft_align.store.runs import RunDir
@@ -44,12 +44,32 @@ def disk_bytes(items: Iterable[Item]) -> int:
     """Bytes that the training still to be done will leave on disk: a checkpoint for each step (adapter/ is linked)."""
     total = 0
     for item in items:
-        if item.train is None:
+        if item.to_make is None:
+            continue
+        if item.run.kind == "merge":
+            total += _merge_bytes(item.run)
             continue
         parameters = adapter_parameters(item.run) or 0
         one = parameters * BYTES[item.run.config.peft.adapter_dtype] + FILE_OVERHEAD
         total += len(item.run.steps) * one + item.run.config.train.max_steps * METRICS_BYTES_PER_STEP
     return total
+
+
+def _merge_bytes(run: Run) -> int:
+    """What a merge leaves on disk: its recipe, unless more is asked for."""
+    if isinstance(run.config.merge, NoMerge) or run.config.merge.save == "none":
+        return FILE_OVERHEAD
+    if run.config.merge.save == "full":
+        return base_parameters(run.config.model.shape) * BYTES[run.config.peft.compute_dtype]
+    rank = run.config.merge.save_rank or len(run.parents) * run.config.peft.r
+    return (adapter_parameters(run) or 0) // run.config.peft.r * rank * BYTES["fp32"]
+
+
+def base_parameters(shape: Shape) -> int:
+    """Parameters of a Llama-like model: its linear modules, embeddings and norms."""
+    linear = sum(inputs * outputs for inputs, outputs in module_shapes(shape).values())
+    embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    return shape.layers * (linear + 2 * shape.hidden) + embeddings + shape.hidden
 
 
 def seconds_left(root: Path, items: Iterable[Item]) -> float | None:
@@ -63,7 +83,7 @@ def seconds_left(root: Path, items: Iterable[Item]) -> float | None:
     for item in items:
         if item.run.kind != "train":
             continue
-        if item.train is not None:
+        if item.to_make is not None:
             todo.append(item)
             continue
         record = RunDir(root, item.run.id).train_record()

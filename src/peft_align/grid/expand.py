@@ -6,26 +6,30 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft_align.config.command_line import CommandLine, Override
 from peft_align.config.compose import Built, ConfigSpace
-from peft_align.config.identity import base_label, baseline_id, train_id
+from peft_align.config.identity import base_identity, base_label, baseline_id, merge_id, train_id
 from peft_align.config.schema import (
     DPO,
     GROUPS,
     MAIN_AXES,
     SWEEP_LEVEL,
+    Arithmetic,
     Benchmark,
     Config,
     Dataset,
     Evaluation,
+    NoMerge,
     Preference,
+    Slerp,
 )
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import find_benchmark
-from peft_align.grid.cells import Cell, Excluded, applies, check_overrides, narrow, when_values
-from peft_align.grid.language import Block, check_value, load_grid
+from peft_align.grid.cells import Cell, Excluded, applies, check_overrides, complete, narrow, when_values
+from peft_align.grid.language import Block, Selector, When, check_value, load_grid, load_selection
 
 INHERITED = ("r", "alpha", "target_modules")  # what a run takes from the adapter that it continues
 
@@ -54,7 +58,7 @@ class Run:
     """One cell of the table: one directory."""
 
     id: str
-    kind: str  # train or baseline
+    kind: str  # train, merge or baseline
     config: Config
     choices: dict[str, str]
     axes: dict[str, Any]
@@ -65,8 +69,9 @@ class Run:
 
     @property
     def base(self) -> str:
-        """How tables name the precision of its base."""
-        return base_label(self.config.peft)
+        """How tables name the precision of the base that it is evaluated on."""
+        merged = " dequantized" if self.kind == "merge" and self.config.peft.base_precision == "nf4" else ""
+        return base_label(self.config.peft) + merged
 
 
 @dataclass
@@ -90,18 +95,26 @@ def build_sweep(space: ConfigSpace, line: CommandLine) -> Sweep:
     faults: list[Fault] = [*line.faults, *space.faults]
     whole, per_run = _split(space, line.overrides, faults)
     grids = []
+    selected: list[When] = []
     for name in line.grids:
         try:
             grids.append(load_grid(space, name))
+        except InputError as error:
+            faults += error.faults
+    for path in line.selected:
+        try:
+            selected += load_selection(space, Path(path))
         except InputError as error:
             faults += error.faults
     if faults:
         check_overrides(space, per_run, faults)  # say what is wrong with these too, in the same message
         raise InputError(faults)
     blocks = [block for grid in grids for block in grid.blocks] or [Block("command line")]
+    blocks = [dataclasses.replace(block, selected=tuple(selected)) for block in blocks]
     cells, excluded, notes = narrow(space, blocks, per_run)
     runs = _Builder(space, whole).build(cells, baselines=all(grid.baselines for grid in grids))
     axis_keys = list(MAIN_AXES) + [key for cell in cells for key in dict.fromkeys(cell.axes)]
+    axis_keys += ["inputs"] if any(run.kind == "merge" for run in runs) else []
     name = "+".join(grid.name for grid in grids) or "adhoc"
     config = next(iter(runs)).config
     return Sweep(name, runs, excluded, notes, tuple(dict.fromkeys(axis_keys)), config, line.words)
@@ -136,13 +149,12 @@ class _Builder:
     def build(self, cells: Sequence[Cell], *, baselines: bool) -> list[Run]:
         """The runs of the cells, parents before children, baselines last. Raises InputError."""
         for cell in cells:
-            self._run(cell.values, cell.axes, cell)
-        for (dataset, rule), count in self.unfit.items():
-            rules = ", ".join(self.space.node("dataset", dataset)["rules"])
-            what = f"dataset {dataset} has no preference '{rule}' ({count} runs)"
-            self.faults.append(
-                Fault(f"preference={rule}", what, f"it has {rules}; exclude these cells or narrow the axis")
-            )
+            self._merge(cell) if cell.block.kind == "merge" else self._run(cell.values, cell.axes, cell)
+        for (dataset, preference), count in self.unfit.items():
+            loaders = ", ".join(self.space.node("preference", preference)["loaders"])
+            what = f"dataset {dataset} has no preference '{preference}' ({count} runs)"
+            hint = f"it is defined for {loaders}; exclude these cells or narrow the axis"
+            self.faults.append(Fault(f"preference={preference}", what, hint))
         if self.faults:
             raise InputError(self.faults)
         trained = list(self.runs.values())
@@ -159,8 +171,8 @@ class _Builder:
         if built is None:
             return None
         config, parts = built
-        if config.preference.rule not in config.dataset.rules:
-            self.unfit[choices["dataset"], config.preference.rule] += 1
+        if config.preference.loaders is not None and config.dataset.loader not in config.preference.loaders:
+            self.unfit[choices["dataset"], choices["preference"]] += 1
             return None
         if config.model.source != "random" and config.model.hub_id is None:
             what = f"is empty, and source is {config.model.source}"
@@ -173,7 +185,7 @@ class _Builder:
                 return None
             inherited = {f"peft.{name}": getattr(parent.config.peft, name) for name in INHERITED}
             for key, theirs in inherited.items():
-                if key in values and values[key] != theirs:
+                if key in values and key not in cell.selected and values[key] != theirs:
                     what = f"{values[key]} differs from the SFT run's {theirs}, whose adapter this run continues"
                     self.faults.append(Fault(f"{key}={values[key]}", what, "leave it out, or set it for both methods"))
             rebuilt = self.space.build(choices, {**assigned, **inherited}, self.faults)
@@ -194,10 +206,13 @@ class _Builder:
         parent_only: bool,
     ) -> Run:
         run_id = train_id(config, parts, choices, parents)
-        beyond = [s for s in config.train.checkpoint_steps if s > config.train.max_steps]
-        if beyond:
-            what = f"step {beyond[0]} is beyond train.max_steps={config.train.max_steps}"
-            self.faults.append(Fault("train.checkpoint_steps", what, "ask for steps up to train.max_steps"))
+        last = config.train.max_steps
+        asked = {"train.checkpoint_steps": config.train.checkpoint_steps, "evaluation.steps": config.evaluation.steps}
+        for key, given in asked.items():
+            if beyond := [step for step in given if step > last]:
+                fault = Fault(key, f"step {beyond[0]} is beyond train.max_steps={last}", f"give {key}=[{last}] too")
+                self.faults += [fault] if fault not in self.faults else []
+                break  # one follows from the other
         run = self.runs.get(run_id)
         if run is None:
             named = {key: choices[key] for key in MAIN_AXES} | {k: v for k, v in values.items() if k in axes}
@@ -206,8 +221,8 @@ class _Builder:
         else:
             run.axes |= {k: v for k, v in values.items() if k in axes}
             run.is_parent_only = run.is_parent_only and parent_only
-        steps = tuple(sorted(set(config.train.checkpoint_steps)))
-        run.steps = tuple(sorted({*run.steps, *steps}))
+        steps = tuple(sorted(set(config.evaluation.steps)))
+        run.steps = tuple(sorted({*run.steps, *config.train.checkpoint_steps, *([] if parent_only else steps)}))
         if not parent_only:
             scoring = self._scoring(config, choices, steps)
             if scoring not in run.scorings:
@@ -238,31 +253,78 @@ class _Builder:
 
     def _parent(self, cell: Cell) -> Run | None:
         """The SFT run with the same cell: what the block gives for method=sft in this place."""
-        sft = next((o for o in self.space.options("method") if self.space.node("method", o).get("kind") == "sft"), None)
-        if "sft" in self.space.options("method"):
-            sft = "sft"
+        options = self.space.options("method")
+        kinds = [option for option in options if self.space.node("method", option).get("kind") == "sft"]
+        sft = next((option for option in ("sft", *kinds) if option in kinds), None)
         if sft is None:
             self.faults.append(Fault("method.init=sft", "there is no method of kind sft"))
             return None
-        outer = {k: v for k, v in cell.outer.items() if not k.startswith("method.")} | {"method": sft}
+        bare = dataclasses.replace(cell, outer={k: v for k, v in cell.outer.items() if not k.startswith("method.")})
+        return self._needed(bare, {"method": sft}, "method.init=sft", "the SFT run that it starts from", cell.values)
+
+    def _needed(
+        self, cell: Cell, selector: Selector, where: str, what: str, like: dict[str, Any] | None = None
+    ) -> Run | None:
+        """The one training run that a cell's block gives with the selector's values; it need not be in the sweep.
+
+        Args:
+            where, what: for the message if there is none, or several.
+            like: of several, one that has these values is taken.
+        """
+        block = dataclasses.replace(cell.block, fixed=cell.block.fixed | selector)
+        outer = {k: v for k, v in cell.outer.items() if k.partition(".")[0] != "merge"} | selector
         found = [
             inner
-            for inner in when_values(self.space, cell.block, outer)
+            for inner in when_values(self.space, block, outer)
             if all(inner[key] in allowed for key, allowed in cell.allowed.items() if key in inner)
         ]
-        same = [i for i in found if all(cell.values[key] == v for key, v in i.items() if key in cell.values)]
-        found = same or found
+        if like is not None:
+            found = [i for i in found if all(like[key] == v for key, v in i.items() if key in like)] or found
         if not found:
-            self.faults.append(Fault("method.init=sft", "the SFT run that it starts from is narrowed away"))
+            self.faults.append(Fault(where, f"{what} is narrowed away"))
             return None
         if len(found) > 1:
             keys = ", ".join(found[0])
-            what = f"{len(found)} SFT runs fit as the parent: they differ in {keys}"
-            self.faults.append(Fault("method.init=sft", what, "narrow these axes for sft to one value"))
+            told = f"{what} is not one run but {len(found)}, which differ in {keys}"
+            self.faults.append(Fault(where, told, "narrow these axes to one value"))
             return None
-        values = {**outer, **found[0], **cell.block.fixed, "method": sft}
-        values = {k: v for k, v in values.items() if applies(self.space, k, values)}
-        return self._run(values, (), cell, parent_only=True)
+        values = complete(self.space, block, outer, found[0])
+        selected = frozenset(values) - {*outer, *found[0], *block.fixed}
+        values = {k: v for k, v in values.items() if k.partition(".")[0] != "merge" and applies(self.space, k, values)}
+        inner_cell = dataclasses.replace(cell, block=block, values=values, outer=outer, inputs=(), selected=selected)
+        return self._run(values, (), inner_cell, parent_only=True)
+
+    def _merge(self, cell: Cell) -> None:
+        """The merge of one cell, and the training runs that are its inputs."""
+        own = {k: v for k, v in cell.values.items() if k.partition(".")[0] == "merge"}
+        place = f"block {cell.block.name}"
+        found = [self._needed(cell, selector, place, _label(selector)) for selector in cell.inputs]
+        inputs = [run for run in found if run is not None]
+        if len(inputs) < len(found):
+            return
+        first = inputs[0]
+        choices = first.choices | {"merge": own["merge"]}
+        assigned = cell.outer | cell.inputs[0] | own | self.whole
+        assigned = {k: v for k, v in assigned.items() if k not in GROUPS and applies(self.space, k, choices)}
+        built = self.space.build(choices, assigned, self.faults)
+        if built is None:
+            return
+        config = dataclasses.replace(first.config, merge=built[0].merge)
+        if told := _unfit(config, inputs):
+            self.faults += [Fault(f"{place}: merge={own['merge']}", told)]
+            return
+        choices |= {k: "+".join(dict.fromkeys(run.choices[k] for run in inputs)) for k in MAIN_AXES}
+        label = "+".join(_label(selector) for selector in cell.inputs)
+        names = [choices["dataset"], label, choices["merge"], choices["model"], choices["peft"]]
+        parents = tuple(run.id for run in inputs)
+        run_id = merge_id(config, built[1]["merge"], names, parents)
+        axes = {k: choices[k] for k in MAIN_AXES} | {k: v for k, v in cell.values.items() if k in cell.axes}
+        axes |= {"merge": choices["merge"], "inputs": label}
+        run = self.runs.setdefault(run_id, Run(run_id, "merge", config, choices, axes, parents))
+        for each in inputs:
+            scoring = self._scoring(each.config, each.choices, (each.config.train.max_steps,))
+            if scoring not in run.scorings:
+                run.scorings.append(scoring)
 
     def _baselines(self, trained: Sequence[Run]) -> list[Run]:
         baselines: dict[str, Run] = {}
@@ -270,10 +332,31 @@ class _Builder:
             if run.is_parent_only:
                 continue
             run_id = baseline_id(run.config, run.choices)
-            axes = {"model": run.choices["model"], "peft": run.base}
+            axes = {"model": run.choices["model"], "peft": base_label(run.config.peft)}
             baseline = baselines.setdefault(run_id, Run(run_id, "baseline", run.config, run.choices, axes))
             for scoring in run.scorings:
                 own = dataclasses.replace(scoring, steps=(0,))
                 if own not in baseline.scorings:
                     baseline.scorings.append(own)
         return list(baselines.values())
+
+
+def _label(selector: Selector) -> str:
+    """sft_harmless"""
+    return "_".join(str(v) for _, v in sorted(selector.items()))
+
+
+def _unfit(config: Config, inputs: Sequence[Run]) -> str:
+    """Why these runs cannot be merged so, or nothing."""
+    merge = config.merge
+    if isinstance(merge, NoMerge):
+        return "is no merge"
+    if len({run.id for run in inputs}) < len(inputs):
+        return "two of its inputs are the same run"
+    if any(base_identity(run.config) != base_identity(config) for run in inputs):
+        return "its inputs were trained on different bases: the model and its precision must be the same"
+    if isinstance(merge, Slerp) and len(inputs) != 2:
+        return f"slerp merges two inputs, not {len(inputs)}"
+    if isinstance(merge, Arithmetic) and merge.weights is not None and len(merge.weights) != len(inputs):
+        return f"merge.weights has {len(merge.weights)} values for {len(inputs)} inputs"
+    return ""

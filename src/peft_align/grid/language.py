@@ -6,26 +6,29 @@ See docs/grids.md for the language. A key of a block is a group (`method: [sft, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft_align.config import validate
-from peft_align.config.compose import ConfigSpace
+from peft_align.config.compose import ConfigSpace, read_yaml
 from peft_align.config.schema import GROUPS, SCIENTIFIC_GROUPS, SWEEP_LEVEL
 from peft_align.errors import Fault, InputError, suggest
 
 GRID_KEYS = ("name", "blocks", "include", "baselines")
-BLOCK_KEYS = ("name", "kind", "axes", "zip", "when", "exclude", "set")
-KINDS = ("train",)
+BLOCK_KEYS = ("name", "kind", "axes", "inputs", "zip", "when", "exclude", "set")
+KINDS = ("train", "merge")
+Selector = dict[str, Any]  # of one input of a merge: what tells its training run from the block's others
 
 
 @dataclass(frozen=True)
 class When:
-    """Axes that hold only for the cells that `where` matches."""
+    """Axes and settings that hold only for the cells that `where` matches."""
 
     where: dict[str, list[Any]]
-    axes: dict[str, list[Any]]
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # `set` in the file
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,35 @@ class Exclude:
 
 @dataclass(frozen=True)
 class Block:
-    """One product of axes. `fixed` is what the command line set for the whole block."""
+    """One product of axes.
+
+    Attributes:
+        inputs: of a merge block: each entry is one merge, a selector for each of its inputs.
+        settings: `set` in the file.
+        fixed: what the command line set for the whole block.
+        selected: values that a selection chose, where nothing else gives one.
+    """
 
     name: str
+    kind: str = "train"
     axes: dict[str, list[Any]] = field(default_factory=dict)
     zip: tuple[dict[str, list[Any]], ...] = ()
     when: tuple[When, ...] = ()
     exclude: tuple[Exclude, ...] = ()
-    settings: dict[str, Any] = field(default_factory=dict)  # `set` in the file
+    inputs: tuple[tuple[Selector, ...], ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
     fixed: dict[str, Any] = field(default_factory=dict)
+    selected: tuple[When, ...] = ()
 
     def own_keys(self) -> set[str]:
         """The keys that the block varies or sets."""
         zipped = {key for group in self.zip for key in group}
-        return {*self.axes, *zipped, *(key for w in self.when for key in w.axes), *self.settings}
+        conditional = {key for w in self.when for key in (*w.axes, *w.settings)}
+        return {*self.axes, *zipped, *conditional, *self.settings, *self.selector_keys()}
+
+    def selector_keys(self) -> set[str]:
+        """The keys by which the inputs of a merge are chosen."""
+        return {key for entry in self.inputs for selector in entry for key in selector}
 
 
 @dataclass(frozen=True)
@@ -118,23 +136,28 @@ def _block(space: ConfigSpace, node: Any, at: str, index: int, faults: list[Faul
     zipped = tuple(
         _zip(space, entry, f"{at}.zip[{i}]", faults) for i, entry in enumerate(_list(node, "zip", at, faults))
     )
-    fixed = _mapping(node.get("set", {}), f"{at}.set", faults)
-    settings = {k: _value(space, k, v, f"{at}.set.{k}", faults, axis=False) for k, v in fixed.items()}
+    settings = _settings(space, node.get("set", {}), f"{at}.set", faults)
     keys = [*axes, *(key for group in zipped for key in group)]
     for key in sorted({k for k in keys if keys.count(k) > 1} | (set(keys) & set(settings))):
         faults.append(Fault(f"{at}.{key}", "is given more than once in this block"))
-    addressable = {*keys, *settings, *GROUPS}
+    inputs = _inputs(space, node, kind, [*keys, *settings], at, faults)
+    selectors = {key for entry in inputs for selector in entry for key in selector}
+    addressable = {*keys, *settings, *GROUPS, *selectors}
     whens: list[When] = []
     for i, entry in enumerate(_list(node, "when", at, faults)):
-        place = f"{at}.when[{i}]"
-        entry = _mapping(entry, place, faults)
-        _known(entry, ("where", "axes"), place, faults)
-        where = _where(space, entry.get("where"), place, addressable, faults)
-        own = _axes(space, entry.get("axes"), f"{place}.axes", faults)
-        for key in set(own) & set(keys):
-            faults.append(Fault(f"{place}.axes.{key}", "is an axis of the block already"))
-        addressable |= set(own)
-        whens.append(When(where, own))
+        when = _when(space, entry, f"{at}.when[{i}]", addressable, faults)
+        for key in {*when.axes, *when.settings} & set(keys):
+            faults.append(Fault(f"{at}.when[{i}].{key}", "is an axis of the block already"))
+        if when.axes and selectors & set(when.where):
+            what = "cannot have axes: it holds for some inputs of a merge only"
+            faults.append(Fault(f"{at}.when[{i}].axes", what, "use set, or name the inputs one by one"))
+        addressable |= {*when.axes, *when.settings}
+        whens.append(when)
+    merging = {key for key in addressable - set(GROUPS) | {*keys, *settings} if key.partition(".")[0] == "merge"}
+    if kind == "merge" and "merge" not in merging:
+        faults.append(Fault(f"{at}.axes.merge", "is missing", "say how to merge, e.g. merge: [slerp, dare_ties]"))
+    for key in sorted(merging) if kind == "train" else ():
+        faults.append(Fault(f"{at}.{key}", "belongs to a block of merges", "add kind: merge, and inputs"))
     excludes: list[Exclude] = []
     for i, entry in enumerate(_list(node, "exclude", at, faults)):
         place = f"{at}.exclude[{i}]"
@@ -143,8 +166,76 @@ def _block(space: ConfigSpace, node: Any, at: str, index: int, faults: list[Faul
         reason = entry.get("reason")
         if not isinstance(reason, str) or not reason.strip():
             faults.append(Fault(f"{place}.reason", "is missing", "say why these cells are left out"))
-        excludes.append(Exclude(_where(space, entry.get("where"), place, addressable, faults), str(reason)))
-    return Block(str(node.get("name", f"block{index}")), axes, zipped, tuple(whens), tuple(excludes), settings)
+        where = _where(space, entry.get("where"), place, addressable - (selectors - {*keys, *settings}), faults)
+        excludes.append(Exclude(where, str(reason)))
+    name = str(node.get("name", f"block{index}"))
+    return Block(name, str(kind), axes, zipped, tuple(whens), tuple(excludes), inputs, settings)
+
+
+def _inputs(
+    space: ConfigSpace, node: Mapping[str, Any], kind: Any, taken: Sequence[str], at: str, faults: list[Fault]
+) -> tuple[tuple[Selector, ...], ...]:
+    """The selectors of a merge block's inputs."""
+    if kind != "merge":
+        if "inputs" in node:
+            faults.append(Fault(f"{at}.inputs", "belongs to a block of merges", "add kind: merge"))
+        return ()
+    example = "e.g. - [{preference: harmless}, {preference: helpful}]"
+    entries: list[tuple[Selector, ...]] = []
+    for i, entry in enumerate(_list(node, "inputs", at, faults)):
+        place = f"{at}.inputs[{i}]"
+        if not isinstance(entry, list) or len(entry) < 2:
+            faults.append(Fault(place, "a list of two or more selectors is expected", example))
+            continue
+        selectors = [_settings(space, each, f"{place}[{j}]", faults) for j, each in enumerate(entry)]
+        for key in sorted({key for selector in selectors for key in selector}):
+            if key in taken:
+                faults.append(Fault(f"{place}.{key}", "is an axis or a setting of the block already"))
+            if key.partition(".")[0] == "merge" or is_operational(key):
+                faults.append(Fault(f"{place}.{key}", "tells no training run from another"))
+        if any(selector in selectors[:j] for j, selector in enumerate(selectors)):
+            faults.append(Fault(place, "names one input twice"))
+        entries.append(tuple(selectors))
+    if not node.get("inputs"):
+        faults.append(Fault(f"{at}.inputs", "is missing", example))
+    return tuple(entries)
+
+
+def _when(space: ConfigSpace, node: Any, at: str, addressable: Iterable[str], faults: list[Fault]) -> When:
+    entry = _mapping(node, at, faults)
+    _known(entry, ("where", "axes", "set"), at, faults)
+    where = _where(space, entry.get("where"), at, addressable, faults)
+    if not {"axes", "set"} & set(entry):
+        faults.append(Fault(at, "has neither axes nor set", "say what holds there, e.g. axes: {peft.r: [8, 16]}"))
+    axes = _axes(space, entry.get("axes", {}), f"{at}.axes", faults)
+    settings = _settings(space, entry.get("set", {}), f"{at}.set", faults)
+    for key in sorted(set(axes) & set(settings)):
+        faults.append(Fault(f"{at}.{key}", "is given more than once here"))
+    return When(where, axes, settings)
+
+
+def load_selection(space: ConfigSpace, path: Path) -> tuple[When, ...]:
+    """The `when` list of a file that peft_align.select wrote. Raises InputError with every fault of it."""
+    node = read_yaml(path)
+    faults: list[Fault] = []
+    _known(node, ("selected_by", "when", "table"), str(path), faults)
+    addressable = [*validate.leaves(), *GROUPS]
+    whens = [
+        _when(space, entry, f"{path}: when[{i}]", addressable, faults)
+        for i, entry in enumerate(_list(node, "when", f"{path}: ", faults))
+    ]
+    if any(when.axes for when in whens):
+        faults.append(Fault(f"{path}: when", "a selection sets values, it has no axes", "write set: instead of axes:"))
+    if not whens and not faults:
+        faults.append(Fault(f"{path}: when", "is empty", "make the file with python -m peft_align.select"))
+    if faults:
+        raise InputError(faults)
+    return tuple(whens)
+
+
+def _settings(space: ConfigSpace, node: Any, at: str, faults: list[Fault]) -> dict[str, Any]:
+    given = _mapping(node, at, faults)
+    return {key: _value(space, key, v, f"{at}.{key}", faults, axis=False) for key, v in given.items()}
 
 
 def _axes(space: ConfigSpace, node: Any, at: str, faults: list[Fault]) -> dict[str, list[Any]]:
@@ -212,7 +303,7 @@ def check_value(space: ConfigSpace, key: str, v: Any, at: str, faults: list[Faul
         what = "is a group of settings, not one" if key in ("hub",) or key in _nodes() else "no such key"
         faults.append(Fault(at, what, suggest(key, groups_and_leaves)))
         return v
-    if isinstance(v, str) and "${" in v:
+    if any(isinstance(part, str) and "${" in part for part in (v if isinstance(v, list) else [v])):
         return v  # checked when it is resolved
     return validate.check(v, leaf.type, leaf.rule, at, faults)
 

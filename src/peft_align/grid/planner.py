@@ -20,7 +20,6 @@ from peft_align.store.hub import dataset_folder, mirrored, model_folder
 from peft_align.store.records import Digests, complete, digest_of
 from peft_align.store.runs import RunDir, step_name
 
-BASELINE_STEP = 0
 LACKS_STEPS = "retrain for steps"
 
 
@@ -47,19 +46,19 @@ class Item:
     """One run of the plan."""
 
     run: Run
-    train: str | None = None  # why it is to be trained; None: it need not be
+    to_make: str | None = None  # why its adapter or merge is to be made; None: it need not be
     requests: list[Request] = field(default_factory=list)
     missing: list[tuple[Request, str]] = field(default_factory=list)
     failure: str | None = None
 
     @property
     def done(self) -> bool:
-        return self.train is None and not self.missing
+        return self.to_make is None and not self.missing
 
     @property
     def why(self) -> str:
         """What is to be done, in words; empty when nothing is."""
-        parts = [self.train] if self.train else []
+        parts = [self.to_make] if self.to_make else []
         if self.missing:
             names = sorted({request.benchmark for request, _ in self.missing})
             reasons = sorted({reason for _, reason in self.missing if reason})
@@ -88,18 +87,21 @@ class Planner:
         record = None
         if run.kind == "train":
             record = directory.train_record()
-            item.train = self._train(run, directory, record)
+            item.to_make = self._to_train(run, directory, record)
+        elif run.kind == "merge":
+            record = directory.merge_record()
+            item.to_make = self._to_merge(run, directory, record)
         failure = directory.failure()
         item.failure = f"{failure['stage']}: {failure['reason']}" if failure else None
-        lacks_only_steps = item.train is not None and item.train.startswith(LACKS_STEPS)
-        for request in requests(run, record if item.train is None or lacks_only_steps else None):
+        lacks_only_steps = item.to_make is not None and item.to_make.startswith(LACKS_STEPS)
+        for request in requests(run, record if item.to_make is None or lacks_only_steps else None):
             item.requests.append(request)
             reason = self._evaluated(run, directory, request)
             if reason is not None:
                 item.missing.append((request, reason))
         return item
 
-    def _train(self, run: Run, directory: RunDir, record: Mapping[str, Any] | None) -> str | None:
+    def _to_train(self, run: Run, directory: RunDir, record: Mapping[str, Any] | None) -> str | None:
         if record is None:
             return "train"
         lacking = [s for s in run.steps if str(s) not in record["checkpoints"]]
@@ -111,12 +113,24 @@ class Planner:
         last = record["checkpoints"][str(max(map(int, record["checkpoints"])))]
         if wrong := complete(directory.adapter, last["files"]) or complete(directory.path, record["metrics"]):
             return f"retrain: {wrong}"
+        changed = self._changed_parent(record) or self.changed_inputs(run, record["inputs"])
+        return f"retrain: {changed}" if changed else None
+
+    def _to_merge(self, run: Run, directory: RunDir, record: Mapping[str, Any] | None) -> str | None:
+        if record is None:
+            return "merge"
+        asked = getattr(run.config.merge, "save", "none")
+        if asked not in ("none", record["save"]):
+            return f"merge: save as {asked}"
+        changed = complete(directory.merged, record["files"]) or self._changed_parent(record)
+        return f"merge again: {changed}" if changed else None
+
+    def _changed_parent(self, record: Mapping[str, Any]) -> str | None:
         for parent, digest in record["parents"].items():
             now = adapter_digest(RunDir(self.root, parent).train_record())
             if now is not None and now != digest:
-                return f"retrain: its parent changed: was {digest[:12]}, is {now[:12]}"
-        changed = self.changed_inputs(run, record["inputs"])
-        return f"retrain: {changed}" if changed else None
+                return f"{parent} changed: was {digest[:12]}, is {now[:12]}"
+        return None
 
     def _evaluated(self, run: Run, directory: RunDir, request: Request) -> str | None:
         if request.key is None:
@@ -169,7 +183,7 @@ def adapter_digest(record: Mapping[str, Any] | None) -> str | None:
 
 
 def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:
-    """What is to be evaluated of a run, once each. `record`: its training record, if it is done."""
+    """What is to be evaluated of a run, once each. `record`: of its training or merge, if that is done."""
     found: dict[tuple[Any, ...], Request] = {}
     for scoring in run.scorings:
         for step in scoring.steps:
@@ -189,7 +203,7 @@ def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
         own = task_definition(str(benchmark.task), scoring.evaluation.include_path)
         return content | {"limit": scoring.evaluation.limit, "lm_eval": installed("lm_eval"), "definition": own}
     return content | {
-        "version": 1,
+        "version": 2,
         "dataset": scientific(type(scoring.dataset), scoring.dataset),
         "rule": scoring.preference.rule,
         "split": scoring.evaluation.heldout_split,
@@ -202,12 +216,16 @@ def request_key(
     run: Run, benchmark: Benchmark, scoring: Scoring, step: int, record: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
     """The key of an evaluation, or None while its adapter does not exist."""
-    adapter = None
+    adapter, base = None, base_identity(run.config)
     if run.kind == "train":
         if record is None or str(step) not in record["checkpoints"]:
             return None
         adapter = record["checkpoints"][str(step)]["digest"]
-    return conditions(benchmark, scoring) | {"adapter": adapter, "base": base_identity(run.config)}
+    elif run.kind == "merge":
+        if record is None:
+            return None
+        adapter, base = record["digest"], base | {"weights": run.base}
+    return conditions(benchmark, scoring) | {"adapter": adapter, "base": base}
 
 
 @functools.cache

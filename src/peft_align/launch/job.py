@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from peft_align.models.loading import BaseCache
 
 PR_SET_PDEATHSIG = 1
-STAGES = ("train", "evaluate")
+STAGES = ("train", "merge", "evaluate")
 SOME_FAILED = 3  # not 1, with which Python ends on an error that nobody caught
 WAIT = 1.0  # seconds between looks at runs that others hold
 
@@ -92,18 +92,18 @@ class Worker:
                 directory.commit_attempt()
                 planner = Planner(self.root, run.config.hub.mirror)
                 item = planner.item(run)
-                wanted = ("train" in self.stages and item.train) or ("evaluate" in self.stages and item.missing)
-                if not wanted:
+                make = item.to_make if run.kind in self.stages else None
+                if not make and not ("evaluate" in self.stages and item.missing):
                     return True
                 directory.clear_state()
                 identity = {"id": run.id, "kind": run.kind, "axes": run.axes, "parents": list(run.parents)}
                 write_json(directory.path / "run.json", {**identity, "config": asdict(run.config)})
                 directory.report_progress(stage="load", step=0, of=0)
-                if "train" in self.stages and item.train:
-                    stage = "train"
-                    self._train(run, directory)
+                if make:
+                    stage = run.kind
+                    self._make(run, directory)
                     item = planner.item(run)
-                if "evaluate" in self.stages and item.train is None and item.missing:
+                if "evaluate" in self.stages and item.to_make is None and item.missing:
                     stage = "evaluate"
                     self._evaluate(run, directory, item)
             except Stopped as stop:
@@ -120,10 +120,8 @@ class Worker:
                 (directory.path / "progress.json").unlink(missing_ok=True)
             return True
 
-    def _train(self, run: Run, directory: RunDir) -> None:
-        from peft_align.training.run import train
-        from peft_align.training.tracking import tracking
-
+    def _make(self, run: Run, directory: RunDir) -> None:
+        """Train or merge, once the parents are sure to be whole."""
         for name in run.parents:
             parent = RunDir(self.root, name)
             if parent.train_record() is None:
@@ -135,6 +133,14 @@ class Worker:
                     if mine:
                         parent.discard_record()
                     raise
+        if run.kind == "merge":
+            from peft_align.models.merged import merge
+
+            merge(run, directory, lambda: self._base(run))
+            return
+        from peft_align.training.run import train
+        from peft_align.training.tracking import tracking
+
         base = self._base(run)
         with tracking(
             run.config.tracker, group=self.sweep, name=run.id, axes=run.axes, folder=directory.path / "tracking"
@@ -153,7 +159,7 @@ class Worker:
 
         if self._bases is None:
             self._bases = BaseCache()
-        return self._bases.get(run.config)
+        return self._bases.get(run.config, dequantized=run.kind == "merge")
 
 
 class Blocked(RuntimeError):

@@ -27,12 +27,17 @@ IDENTIFYING = (
 
 @dataclass
 class Base:
-    """A frozen base model at one precision, and what a record keeps of it."""
+    """A frozen base model at one precision, and what a record keeps of it.
+
+    Attributes:
+        dequantized: quantised weights were turned back into plain ones, to be merged into.
+    """
 
     model: Any
     tokenizer: Any
     folder: Path
     source: dict[str, Any]
+    dequantized: bool = False
 
 
 @dataclass
@@ -43,13 +48,13 @@ class BaseCache:
     _base: Base | None = None
     loads: int = field(default=0)
 
-    def get(self, config: Config) -> Base:
+    def get(self, config: Config, *, dequantized: bool = False) -> Base:
         """The base of a run's config. Raises InputError if it is not to be had."""
         peft = config.peft
-        key = repr((config.model, peft.base_precision, peft.double_quantization, peft.compute_dtype))
+        key = repr((config.model, peft.base_precision, peft.double_quantization, peft.compute_dtype, dequantized))
         if self._base is None or self._key != key:
             self._base = None  # free the old one first
-            self._base, self._key = load_base(config), key
+            self._base, self._key = load_base(config, dequantized=dequantized), key
             self.loads += 1
         return self._base
 
@@ -59,8 +64,12 @@ def device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def load_base(config: Config) -> Base:
+def load_base(config: Config, *, dequantized: bool = False) -> Base:
     """Load the base of a run, frozen. Safetensors only; no code of the repository is run.
+
+    Args:
+        config: the run's.
+        dequantized: turn quantised weights back into plain ones of the compute precision.
 
     Raises:
         InputError: the weights are not on this machine and cannot be fetched, or cannot be read.
@@ -90,12 +99,15 @@ def load_base(config: Config) -> Base:
         tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise InputError([Fault(str(folder), f"cannot be loaded: {str(error).splitlines()[0][:300]}")]) from None
+    if dequantized and quantization:
+        model = model.dequantize(dtype=compute)
     keep_quantized_weights(model)
     model.requires_grad_(False)
     model.eval()
     files = inventory(folder, identifying_files(folder), Digests())
     name = config.model.hub_id or f"random-{config.model.shape.layers}x{config.model.shape.hidden}"
-    return Base(model, tokenizer, folder, {"name": name, "commit": commit, "files": files, "digest": digest_of(files)})
+    source = {"name": name, "commit": commit, "files": files, "digest": digest_of(files)}
+    return Base(model, tokenizer, folder, source, dequantized)
 
 
 def keep_quantized_weights(model: Any) -> None:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_align.config.schema import MAIN_AXES
-from peft_align.grid.expand import Sweep
+from peft_align.config.schema import GROUPS, MAIN_AXES
+from peft_align.grid.expand import Run, Sweep
 from peft_align.grid.planner import Item
 from peft_align.reporting.statistics import t_interval
 from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir
 
-FIRST = ("run_id", "kind", *MAIN_AXES)
-LAST = ("seed", "step", "benchmark", "metric", "value", "stderr", "n", "higher_is_better")
+FIRST = ("run_id", "kind", *MAIN_AXES, "base")
+LAST = ("seed", "step", "samples", "benchmark", "metric", "value", "stderr", "n", "higher_is_better")
 Row = dict[str, Any]
 
 
@@ -43,18 +43,34 @@ def rows(sweep: Sweep, items: Sequence[Item], root: Path) -> list[Row]:
 
 def _row(names: Sequence[str], item: Item, record: dict[str, Any], metric: dict[str, Any]) -> Row:
     run = item.run
-    row: Row = dict.fromkeys(names)
+    row: Row = dict.fromkeys(names) | {"base": run.base}
     if run.kind == "baseline":
         # no adapter: the column tells the precision of the base; a held-out set of pairs is named, if there is one
         row |= {"model": run.choices["model"], "peft": run.base}
         row |= {"dataset": record["dataset"], "preference": record["preference"]}
     else:
         row |= {key: run.choices[key] for key in MAIN_AXES} | {"seed": run.config.seed}
-        row |= {key: _setting(run.config, key) for key in names[len(FIRST) : -len(LAST)]}
+        row |= {key: run.choices[key] if key in GROUPS else _setting(run.config, key) for key in _further(names)}
+        row |= {"merge": None} if run.kind == "train" and "merge" in row else {}
+        row |= {"inputs": run.axes["inputs"]} if run.kind == "merge" else {}
+        row |= {"samples": record["step"] * run.config.train.batch_size} if run.kind == "train" else {}
     part = f"/{metric['part']}" if metric["part"] else ""
+    if run.kind == "merge" and record["preference"]:
+        part = f"/{_heldout_set(run, record)}"  # its inputs may be aligned to several
     row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": record["benchmark"] + part}
     row["metric"] = metric["name"]
     return row | {key: metric[key] for key in ("value", "stderr", "n", "higher_is_better")}
+
+
+def _further(names: Sequence[str]) -> Sequence[str]:
+    """The columns of a sweep's further axes."""
+    return names[len(FIRST) : -len(LAST)]
+
+
+def _heldout_set(run: Run, record: dict[str, Any]) -> str:
+    """The preference whose pairs a merge was scored on, with the dataset where its inputs have several."""
+    several = len({scoring.dataset_name for scoring in run.scorings}) > 1
+    return f"{record['dataset']}_{record['preference']}" if several else str(record["preference"])
 
 
 def _setting(config: Any, dotted: str) -> Any:
@@ -88,6 +104,7 @@ def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row]) -> Non
         "stderr": pa.float64(),
         "n": pa.int64(),
         "step": pa.int64(),
+        "samples": pa.int64(),
         "seed": pa.int64(),
         "higher_is_better": pa.bool_(),
     }
@@ -114,9 +131,13 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
     table = _spread_baselines([row for row in table if _is_shown(sweep, row)])
     if not table:
         return "No results yet.\n"
-    further = columns(sweep)[len(FIRST) : -len(LAST)]
-    keys = [*MAIN_AXES, *further, "step"]
+    keys = [*MAIN_AXES, *_further(columns(sweep)), "step"]
     varying = [k for k in keys if k in ("method", "peft") or len({str(row[k]) for row in table}) > 1]
+    # the base is told where one kind of adapter is evaluated on two
+    if len({(row["peft"], row["base"]) for row in table}) > len({row["peft"] for row in table}):
+        varying.insert(varying.index("peft") + 1, "base")
+    if len({row["step"] for row in table if row["kind"] == "train"}) > 1:
+        varying.append("samples")
     measures = list(dict.fromkeys((row["benchmark"], row["metric"]) for row in table))
     table = [row | {"method": row["method"] or "baseline"} for row in table]
     if _conditions_differ(table, varying):  # what differs is no column: it must not pass for seeds

@@ -7,6 +7,7 @@ runs/<id>/
     checkpoints/step-000100/     the adapter at each step asked for
     metrics.jsonl                one line a step
     attempt/                     a training in progress; committed as a whole when it is complete
+    merge.json, merged/          of a merge: its recipe, which is the product, and what was saved of it besides
     evaluations/<name>/          samples.jsonl.gz, and record.json written last
     progress.json, failed.json   what happens now; why it stopped
     train.log                    what the job printed
@@ -50,6 +51,10 @@ class RunDir:
         return self.path / "adapter"
 
     @property
+    def merged(self) -> Path:
+        return self.path / "merged"
+
+    @property
     def log(self) -> Path:
         return self.path / "train.log"
 
@@ -61,6 +66,9 @@ class RunDir:
 
     def train_record(self) -> dict[str, Any] | None:
         return _of_this_format(read_json(self.path / "train.json"))
+
+    def merge_record(self) -> dict[str, Any] | None:
+        return _of_this_format(read_json(self.path / "merge.json"))
 
     def evaluation_record(self, name: str) -> dict[str, Any] | None:
         return _of_this_format(read_json(self.evaluation(name) / "record.json"))
