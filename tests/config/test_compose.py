@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from sweeping import expand, faults, one_fault, shipped, trained, write_option
+from sweeping import expand, faults, one_fault, setting, shipped, trained, write_option
 
 from peft_align.config.compose import ConfigSpace, config_dir
 from peft_align.config.schema import GROUPS
@@ -54,6 +54,9 @@ def test_sampled_runs_of_full_equal_hydras() -> None:
     runs = trained(expand("+grid=full"))
     for run in random.Random(SEED).sample(runs, SAMPLED):
         words = [f"{group}={run.choices[group]}" for group in GROUPS]
+        words += [f"{key}={value}" for key, value in run.axes.items() if "." in key]
+        for key in ("train.checkpoint_steps", "evaluation.steps", "evaluation.benchmarks", "evaluation.heldout_split"):
+            words.append(f"{key}={str(setting(run, key)).replace(chr(39), '')}")
         assert_equal(run, by_hydra(*words, f"seed={run.config.seed}"))
 
 
@@ -112,8 +115,12 @@ def test_a_users_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in shipped().options(g)])
 def test_every_shipped_option_is_valid(group: str, option: str) -> None:
-    dataset = ["dataset=everyday"] if group == "preference" else []
-    assert trained(expand(f"{group}={option}", *dataset))[0].choices[group] == option
+    beside = {"preference": ["dataset=everyday"], "merge": ["+grid=merge", "method=sft", "model=mistral_7b"]}
+    if (group, option) == ("merge", "none"):
+        beside = {}
+    kind = "merge" if group in beside and group == "merge" else "train"
+    runs = [run for run in expand(f"{group}={option}", *beside.get(group, [])).runs if run.kind == kind]
+    assert runs[0].choices[group] == option
 
 
 @pytest.mark.parametrize(

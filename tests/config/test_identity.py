@@ -10,9 +10,10 @@ import pytest
 from sweeping import expand, ids, trained
 
 from peft_align.config.compose import Built, canonical
-from peft_align.config.identity import base_label, baseline_id, slug, train_id
+from peft_align.config.identity import base_label, baseline_id, merge_id, slug, train_id
 from peft_align.config.schema import GROUPS, Config
 from peft_align.config.validate import Leaf, leaves
+from peft_align.grid.expand import Run
 
 NAMES = {"dataset": "everyday", "preference": "harmless", "model": "mistral_7b", "peft": "lora", "train": "default"}
 FEEDERS = ("method.adapter.", "method.optimization.")  # only read by peft/ and train/, whose values count
@@ -25,12 +26,21 @@ def example(kind: str) -> Config:
     ].config
 
 
+def merges(option: str, *words: str) -> list[Run]:
+    """The one merge of two runs that these words leave of the shipped grid."""
+    sweep = expand("+grid=merge", "model=mistral_7b", "seed=0", "method=sft", f"merge={option}", *words)
+    return [run for run in sweep.runs if run.kind == "merge"]
+
+
 EXAMPLES = {kind: example(kind) for kind in ("sft", "dpo")}
+MERGES = {"slerp": "slerp", "arithmetic": "dare_ties"}  # an option of each kind of merge
 
 
 def name_of(config: Config, parents: tuple[str, ...] = ()) -> str:
     """The id of a training run with this config."""
     parts = {g: Built(v, {}, canonical(type(v), v)) for g in GROUPS if (v := getattr(config, g))}
+    if config.merge.kind != "none":
+        return merge_id(config, parts["merge"], ["sft"], parents or ("a", "b"))
     return train_id(config, parts, NAMES | {"method": config.method.kind}, parents)
 
 
@@ -45,6 +55,8 @@ def changed(value: Any) -> Any:
         return not value
     if isinstance(value, (int, float)):
         return value + 1
+    if isinstance(value, dict):
+        return value | {"other": 1}
     if isinstance(value, list):
         return [*value, changed(value[0])]
     return f"{value}x"
@@ -60,6 +72,8 @@ def run_with(leaf: Leaf) -> Config:
     """An example that has the setting."""
     if leaf.key.startswith("method.") and leaf.kinds is not None:
         return EXAMPLES[min(leaf.kinds)]
+    if leaf.key.startswith("merge."):
+        return merges(MERGES[max((leaf.kinds or frozenset()) & set(MERGES), default="slerp")])[0].config
     return EXAMPLES["dpo"]
 
 
@@ -79,7 +93,14 @@ def another(leaf: Leaf, value: Any) -> Any:
     """Another value that the schema allows; None if there is none."""
     special = {
         "preference.rule": "helpful",
-        "dataset.rules": ["harmless", "other"],
+        "dataset.expected_rows": "{harmless:7}",
+        "preference.loaders": ["everyday", "other"],
+        "evaluation.steps": [1],
+        "merge.space": "delta",
+        "merge.weights": [0.25, 0.5],
+        "merge.t": 0.25,
+        "merge.density": 0.25,
+        "merge.save_tolerance": 0.5,
         "evaluation.benchmarks": ["preference"],
         "train.adam_betas": [0.5, 0.5],
         "train.checkpoint_steps": [1],
@@ -121,7 +142,11 @@ def test_on_the_command_line_the_id_follows_science_alone(key: str) -> None:
     base = {"model": "model=mistral_7b", "dataset": "dataset=everyday", "method": f"method={config.method.kind}"}
     base |= {"peft": "peft=lora", "tracker": "tracker=wandb"} | pinned(config)
     new = another(leaf, value)
-    before, after = (ids(expand(*words.values())) for words in (base, base | {key: word(key, new)}))
+    if key.startswith("merge."):
+        option = MERGES[config.merge.kind]
+        before, after = ({run.id for run in merges(option, *words)} for words in ([], [word(key, new)]))
+    else:
+        before, after = (ids(expand(*words.values())) for words in (base, base | {key: word(key, new)}))
     assert len(before) == len(after) == 1
     assert (before != after) == leaf.scientific
 

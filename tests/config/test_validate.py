@@ -127,7 +127,7 @@ def test_two_decay_rates_are_needed_no_more_no_less() -> None:
 
 def test_a_field_with_a_default_may_be_left_out() -> None:
     found: list[Fault] = []
-    node = {"benchmarks": ["mmlu"], "limit": None, "heldout": 4, "heldout_split": "test", "batch_size": 1}
+    node = {"benchmarks": ["mmlu"], "steps": [1], "limit": None, "heldout": 4, "heldout_split": "test", "batch_size": 1}
     evaluation = convert(Evaluation, node, "evaluation", found)
     assert found == []
     assert evaluation.include_path is None

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sweeping import cells, expand, faults, ids, one_fault, trained
+from sweeping import cells, expand, faults, ids, one_fault, shipped, trained
 
 from peft_align.grid.expand import Run, Sweep
 
 Grid = Callable[..., Sweep]
 GridFaults = Callable[..., list[str]]
 
+SHIPPED_GRIDS = shipped().options("grid")
 GOLDEN = Path(__file__).with_name("golden_ids.json")
 TINY_SFT_DPO = ("model=tiny", "dataset=everyday", "train.max_steps=4")
 
@@ -28,7 +29,7 @@ def golden(name: str) -> dict[str, Any]:
     return {"runs": len(found), "sha256": digest, "some": [found[0], found[len(found) // 2], found[-1]]}
 
 
-@pytest.mark.parametrize("name", ["quickstart", "main"])
+@pytest.mark.parametrize("name", SHIPPED_GRIDS)
 def test_ids_of_the_shipped_grids_are_the_golden_ones(name: str) -> None:
     now = golden(name)
     assert json.loads(GOLDEN.read_text(encoding="utf-8"))[name] == now, (
@@ -40,7 +41,7 @@ def test_ids_of_the_shipped_grids_are_the_golden_ones(name: str) -> None:
 
 def test_full_is_the_study() -> None:
     kinds = Counter(run.kind for run in expand("+grid=full").runs)
-    assert kinds == {"train": 320, "baseline": 8}
+    assert kinds == {"train": 596, "merge": 50, "baseline": 8}
 
 
 def test_ten_thousand_runs_expand_to_as_many_ids() -> None:
@@ -140,7 +141,7 @@ baselines: false
 
 def test_several_runs_that_could_be_the_parent_are_a_fault(grid_faults: GridFaults) -> None:
     (fault,) = grid_faults(WHEN_SFT)
-    assert "2 SFT runs fit as the parent: they differ in train.max_steps" in fault
+    assert "the SFT run that it starts from is not one run but 2, which differ in train.max_steps" in fault
 
 
 def test_narrowed_to_one_candidate_it_is_the_parent(grid: Grid) -> None:
@@ -165,7 +166,7 @@ def test_a_parent_of_the_same_cell_is_found_where_a_when_holds_for_both_methods(
 
 
 def test_a_baseline_is_shared_by_all_runs_on_its_base_and_scores_each_set_once() -> None:
-    sweep = expand("+grid=full", "model=mistral_7b", "seed=0,1")
+    sweep = expand("+grid=main", "model=mistral_7b", "seed=0,1")
     baselines = [run for run in sweep.runs if run.kind == "baseline"]
     assert len(trained(sweep)) == 32
     assert [run.base for run in baselines] == ["bf16", "nf4"]

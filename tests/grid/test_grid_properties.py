@@ -128,7 +128,7 @@ def science(run: Run) -> dict[str, Any]:
     def walk(node: Any, prefix: str) -> None:
         for name, v in node.items():
             key = f"{prefix}{name}"
-            if isinstance(v, dict):
+            if isinstance(v, dict) and key not in leaves():
                 walk(v, f"{key}.")
             elif leaves()[key].scientific:
                 found[key] = v

@@ -148,7 +148,7 @@ REFUSED = {
     "zip entry null": ("blocks: [{zip: [null]}]", "blocks[0].zip[0]: a mapping is expected"),
     "when null": ("blocks: [{when: null}]", "blocks[0].when: a list is expected"),
     "when entry null": ("blocks: [{when: [null]}]", "blocks[0].when[0]: a mapping is expected"),
-    "when without axes": ("blocks: [{when: [{where: {method: sft}}]}]", "when[0].axes: a mapping is expected"),
+    "when without axes": ("blocks: [{when: [{where: {method: sft}}]}]", "when[0]: has neither axes nor set"),
     "when without where": ("blocks: [{when: [{axes: {seed: [0]}}]}]", "when[0].where: is missing"),
     "exclude null": ("blocks: [{exclude: null}]", "blocks[0].exclude: a list is expected"),
     "exclude without where": ("blocks: [{exclude: [{reason: x}]}]", "exclude[0].where: is missing"),

@@ -97,7 +97,7 @@ def test_a_product_of_another_size_is_told_with_both_sizes(tmp_path: Path, produ
     size = path.stat().st_size
     path.unlink()  # the adapter is linked to its checkpoint
     path.write_bytes(b"x" * (size + 1))
-    assert only(sweep, tmp_path).train == f"retrain: {path.parent.name}/{path.name} has {size + 1} bytes, not {size}"
+    assert only(sweep, tmp_path).to_make == f"retrain: {path.parent.name}/{path.name} has {size + 1} bytes, not {size}"
 
 
 @pytest.mark.parametrize("damage", ["", '{"run":', "[]", None])
@@ -106,7 +106,7 @@ def test_a_training_record_that_is_not_whole_counts_as_none(tmp_path: Path, dama
     complete(tmp_path, sweep)
     record = RunDir(tmp_path, trained(sweep)[0].id).path / "train.json"
     record.unlink() if damage is None else record.write_text(damage, encoding="utf-8")
-    assert only(sweep, tmp_path).train == "train"
+    assert only(sweep, tmp_path).to_make == "train"
 
 
 def test_an_evaluation_without_its_samples_is_to_be_done_again(tmp_path: Path) -> None:
@@ -186,7 +186,8 @@ def test_changed_data_is_told_with_both_digests(tmp_path: Path) -> None:
     assert item.to_make == f"retrain: data changed: was {before['digest'][:12]}, is {after['digest'][:12]}"
 
     path.unlink()
-    assert only(sweep, tmp_path, mirror).train == f"retrain: data changed: was {before['digest'][:12]}, is missing file"
+    missing = only(sweep, tmp_path, mirror)
+    assert missing.to_make == f"retrain: data changed: was {before['digest'][:12]}, is missing file"
 
 
 def test_data_that_is_not_on_this_machine_is_not_held_against_a_run(tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_run_whose_parent_is_another_adapter_now_is_to_be_retrained(tmp_path: 
     record["checkpoints"]["4"]["digest"] = "0123456789abcdef"
     write_json(of_parent.path / "train.json", record)
     trains = {item.run.id: item.to_make for item in plan(sweep, tmp_path)}
-    assert trains[child.id] == f"retrain: its parent changed: was {digest[:12]}, is 0123456789ab"
+    assert trains[child.id] == f"retrain: its parent {parent.id} changed: was {digest[:12]}, is 0123456789ab"
 
 
 def test_parents_are_placed_before_children() -> None:

@@ -150,7 +150,7 @@ def narrow(
     dropped: set[int] = set()
     filters: list[tuple[Override, list[Any]]] = []
     for override, values in checked:
-        if not any(takes(block, override.key) for block in blocks):
+        if not any(takes(block, override.key) for block in blocks) and values != ["none"]:
             what = "a merge needs inputs, which a grid names in a block with kind: merge"
             faults.append(Fault(override.text, what, "e.g. +grid=merge; see docs/grids.md"))
         owners = [block for block in blocks if override.key in block.own_keys()]

@@ -129,7 +129,7 @@ class Planner:
         for parent, digest in record["parents"].items():
             now = adapter_digest(RunDir(self.root, parent).train_record())
             if now is not None and now != digest:
-                return f"{parent} changed: was {digest[:12]}, is {now[:12]}"
+                return f"its parent {parent} changed: was {digest[:12]}, is {now[:12]}"
         return None
 
     def _evaluated(self, run: Run, directory: RunDir, request: Request) -> str | None:

@@ -42,9 +42,10 @@ CPU_MEMORY = {
 
 @dataclass
 class Job:
-    """Runs that share a base, done by one process."""
+    """Runs that share a base, done by one process, once the runs `after` which it comes are no one's any more."""
 
     items: list[Item]
+    after: frozenset[str] = frozenset()
     process: subprocess.Popen[bytes] | None = None
     slot: int = 0
     log: Path | None = None
@@ -77,8 +78,8 @@ class LocalLauncher:
         self._states = self._observe(items, None)
         with self._display(begun) as show, stopping(active):
             while waiting or active or any(self._held(item) for item in todo):
-                while waiting and slots:
-                    job = waiting.pop(0)
+                while slots and (job := _startable(waiting, active)):
+                    waiting.remove(job)
                     job.slot = slots.pop(0)
                     self._start(job, gpus, workers)
                     active.append(job)
@@ -114,18 +115,24 @@ class LocalLauncher:
         return states
 
     def _jobs(self, items: Sequence[Item], workers: int) -> list[Job]:
-        """Runs by base, parents with their children, cut so that every worker has something."""
+        """Runs by base, parents with their children, cut so that every worker has something.
+
+        Merges come after their inputs, in jobs of their own: their base is another one, and their inputs may be
+        several workers'.
+        """
         groups: dict[str, list[Item]] = {}
         for item in items:
-            peft = item.run.config.peft
-            key = repr((item.run.config.model, peft.base_precision, peft.double_quantization, peft.compute_dtype))
+            peft, kind = item.run.config.peft, item.run.kind == "merge"
+            key = repr((item.run.config.model, peft.base_precision, peft.double_quantization, peft.compute_dtype, kind))
             groups.setdefault(key, []).append(item)
         jobs: list[Job] = []
         for group in groups.values():
             families = list(_families(group))
             size = math.ceil(len(families) / math.ceil(workers / len(groups)))
             for i in range(0, len(families), size):
-                jobs.append(Job([item for family in families[i : i + size] for item in family]))
+                members = [item for family in families[i : i + size] for item in family]
+                inputs = {parent for item in members if item.run.kind == "merge" for parent in item.run.parents}
+                jobs.append(Job(members, frozenset(inputs)))
         return jobs
 
     def _start(self, job: Job, gpus: Sequence[str], workers: int) -> None:
@@ -175,7 +182,7 @@ class LocalLauncher:
                 directory.fail(str(progress["stage"]), died, log=str(directory.log))
         left = [i for i in job.items if directories[i.run.id].failure() is None and not self.planner.item(i.run).done]
         if len(left) < len(job.items):
-            return [Job(left)] if left else []
+            return [Job(left, job.after)] if left else []
         for item in left:  # it never came to a run: another worker would not either
             directories[item.run.id].fail("start", died, log=str(job.log))
         return []
@@ -206,6 +213,12 @@ class LocalLauncher:
 
         yield plain
         print(summary(Counter(state.state for state in self._states)), flush=True)
+
+
+def _startable(waiting: Sequence[Job], active: Sequence[Job]) -> Job | None:
+    """The first job whose inputs no other job is going to make, or is making."""
+    making = {item.run.id for job in (*waiting, *active) for item in job.items}
+    return next((job for job in waiting if not job.after & making), None)
 
 
 def _families(items: Sequence[Item]) -> Iterator[list[Item]]:
