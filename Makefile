@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 RUN := HF_HUB_DISABLE_TELEMETRY=1 $(PY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow acceptance-real lint wheel clean
+.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study lint wheel clean
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -34,6 +34,10 @@ test-slow: setup  ## the slow tests: a real model, real data
 acceptance-real: setup  ## 16 runs on real data with a real model (20 minutes; needs ../shared or PEFT_ALIGN_SHARED)
 	@$(RUN) scripts/fetch_smollm2.py
 	@$(RUN) -m pytest -m acceptance tests/end_to_end/test_real_study.py
+
+acceptance-study: setup  ## the whole study in miniature, 130 runs (50 minutes; needs ../shared or PEFT_ALIGN_SHARED)
+	@$(RUN) scripts/fetch_smollm2.py
+	@$(RUN) -m pytest -m acceptance tests/end_to_end/test_study.py
 
 lint: setup  ## ruff and mypy
 	@$(PY) -m ruff check .

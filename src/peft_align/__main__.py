@@ -12,6 +12,8 @@ VERBS = {
     "sweep": "do everything that is missing of a grid: train, evaluate, report",
     "plan": "show what a grid is, what is done and what is missing",
     "train": "train one run in this process",
+    "merge": "merge adapters into one model, in this process",
+    "select": "choose the best settings of a search by its validation scores",
     "evaluate": "score the checkpoints that exist",
     "status": "show what the runs are doing",
     "report": "write the result table",

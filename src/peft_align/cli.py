@@ -14,6 +14,7 @@ from peft_align.config.compose import ConfigSpace
 from peft_align.errors import Fault, InputError
 from peft_align.grid.expand import Sweep, build_sweep
 from peft_align.grid.planner import Item, Planner, conditions
+from peft_align.grid.serialize import config_of
 from peft_align.store.sweeps import latest_manifest, sweep_dir
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -44,15 +45,16 @@ class Asked:
         return self.planner.plan(self.sweep.runs)
 
 
-def ask(argv: Sequence[str], flags: Sequence[str] = (), *, latest: bool = False) -> Asked:
+def ask(argv: Sequence[str], flags: Sequence[str] = (), *, own: Sequence[str] = (), latest: bool = False) -> Asked:
     """Parse and compose. Raises InputError.
 
     Args:
         argv: the command line.
         flags: the verb's own flags.
+        own: the verb's own keys, which are no settings of a run.
         latest: without a grid or overrides, take the sweep that was started last under the root.
     """
-    line = parse(argv, flags)
+    line = parse(argv, flags, own)
     root = Path(str(line.value("root", "outputs")))
     only_root = not line.grids and not line.hydra and all(override.key == "root" for override in line.overrides)
     if only_root and not line.faults:
@@ -74,9 +76,9 @@ def resolved(sweep: Sweep) -> str:
     """The fully resolved config of the sweep's first run, as YAML."""
     from omegaconf import OmegaConf
 
-    run = sweep.runs[0]
-    others = f"; the first of {len(sweep.runs)} runs, narrow with overrides" if len(sweep.runs) > 1 else ""
-    return f"# {run.id}{others}\n{OmegaConf.to_yaml(dataclasses.asdict(run.config))}"
+    runs = [run for run in sweep.runs if not run.is_parent_only]
+    others = f"; the first of {len(runs)} runs, narrow with overrides" if len(runs) > 1 else ""
+    return f"# {runs[0].id}{others}\n{OmegaConf.to_yaml(config_of(runs[0]))}"
 
 
 def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:

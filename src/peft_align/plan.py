@@ -26,7 +26,7 @@ from rich.table import Table
 
 from peft_align.cli import Asked, ask, resolved, run_verb
 from peft_align.config.schema import Dataset, Model
-from peft_align.grid.cost import disk_bytes, human_bytes, human_time, seconds_left
+from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, human_time, seconds_left
 from peft_align.grid.planner import Item
 
 KINDS = ("train", "merge", "baseline")
@@ -73,6 +73,7 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         ],
         "overrides": asked.sweep.notes,
         "unpinned": sorted({name for item in own for name in _unpinned(item)}),
+        "trainable_parameters": trainable(own),
         "disk_bytes": disk_bytes(items),
         "training_seconds": seconds,
         "run_list": [
@@ -94,6 +95,18 @@ def _unpinned(item: Item) -> list[str]:
     config = item.run.config
     sources: list[Model | Dataset] = [config.model, *([] if item.run.kind == "baseline" else [config.dataset])]
     return [s.hub_id for s in sources if s.hub_id and s.revision is None]
+
+
+def trainable(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Trainable parameters of each kind of run, by the closed formula: no weights are needed. None: unknown modules."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for item in items:
+        if item.run.kind == "train":
+            run, peft = item.run, item.run.config.peft
+            key = (run.choices["model"], run.choices["method"], peft.r, *peft.target_modules)
+            named = {"model": run.choices["model"], "method": run.choices["method"], "r": peft.r}
+            found[key] = named | {"parameters": adapter_parameters(run)}
+    return list(found.values())
 
 
 def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool) -> None:
@@ -123,6 +136,12 @@ def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool) -> None:
         console.print(
             f"unpinned: {names}: their newest revision will be read; the records keep the commit", markup=False
         )
+    for entry in content["trainable_parameters"][:SHOWN_REASONS]:
+        count = f"{entry['parameters']:,}" if entry["parameters"] is not None else "unknown: other modules"
+        line = f"trainable parameters: {count} ({entry['model']}, {entry['method']}, rank {entry['r']})"
+        console.print(line, markup=False, highlight=False)
+    if (more := len(content["trainable_parameters"]) - SHOWN_REASONS) > 0:
+        console.print(f"  and {more} more: --json has all", markup=False, highlight=False)
     seconds = content["training_seconds"]
     time = human_time(seconds) if seconds is not None else "unknown: no like run was measured here yet"
     console.print(f"disk for adapters: {human_bytes(content['disk_bytes'])}; training time on one device: {time}")

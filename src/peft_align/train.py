@@ -12,23 +12,31 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 from peft_align.cli import FAILED, ask, resolved, run_verb
 from peft_align.errors import Fault, InputError
-from peft_align.grid.planner import order
+from peft_align.grid.planner import Item, order
 from peft_align.sweep import check_inputs
 
 
 def verb(argv: list[str]) -> int:
+    return make_one(argv, "train")
+
+
+def make_one(argv: list[str], kind: str) -> int:
+    """Make the one run of a kind that the command line asks for, and what it starts from, in this process."""
     asked = ask(argv, ["--cfg"])
     if "--cfg" in asked.line.flags:
         print(resolved(asked.sweep), end="")
         return 0
-    items = [item for item in asked.plan() if item.run.kind == "train"]
-    wanted = [item for item in items if not item.run.is_parent_only]
+    items = [item for item in asked.plan() if item.run.kind != "baseline"]
+    wanted = [item for item in items if item.run.kind == kind and not item.run.is_parent_only]
     if len(wanted) != 1:
-        what = f"{len(wanted)} runs are asked for; this verb trains one"
+        what = f"{len(wanted)} runs of kind {kind} are asked for; this verb makes one"
         raise InputError([Fault("command line", what, "narrow it, or use peft_align.sweep")])
+    (target,) = wanted
+    items = [item for item in items if item is target or item.run.id in _ancestors(target, items)]
     check_inputs(items)
     from peft_align.launch.job import Worker
     from peft_align.launch.local import visible_gpus
@@ -36,11 +44,22 @@ def verb(argv: list[str]) -> int:
     gpus = visible_gpus()
     if len(gpus) > 1:  # one run, one device: with several, the trainer would multiply the batch
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
-    worker = Worker(asked.root, asked.sweep.name, ("train",))
+    worker = Worker(asked.root, asked.sweep.name, ("train", "merge"))
     fine = worker.work([item.run for item in order(items)])
-    directory = asked.root / "runs" / wanted[0].run.id
-    print(f"{'trained' if fine else 'failed'}: {directory}")
+    print(f"{'done' if fine else 'failed'}: {asked.root / 'runs' / target.run.id}")
     return 0 if fine else FAILED
+
+
+def _ancestors(item: Item, items: Sequence[Item]) -> set[str]:
+    """The runs that one starts from, theirs included."""
+    by_id = {each.run.id: each for each in items}
+    found: set[str] = set()
+    left = list(item.run.parents)
+    while left:
+        parent = left.pop()
+        found.add(parent)
+        left += by_id[parent].run.parents
+    return found
 
 
 def main() -> int:

@@ -99,12 +99,12 @@ def test_a_list_may_be_empty_only_where_the_rule_says_so() -> None:
 
 def test_all_faults_of_a_mapping_are_told() -> None:
     found: list[Fault] = []
-    node = {"loader": "hh_rlfh", "hub_id": None, "validation_fraction": 0.9, "rules": [], "colour": "red"}
+    node = {"loader": "hh_rlfh", "hub_id": None, "validation_fraction": 0.9, "expected_rows": [], "colour": "red"}
     assert convert(Dataset, node, "dataset", found) is None
     assert {fault.where for fault in found} == {
         "dataset.loader",
         "dataset.validation_fraction",
-        "dataset.rules",
+        "dataset.expected_rows",
         "dataset.colour",
         "dataset.revision",
     }

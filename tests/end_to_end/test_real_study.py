@@ -24,7 +24,7 @@ def test_two_datasets_two_preferences_two_methods_and_both_precisions(
         rows = list(csv.DictReader(file))
     trained = [row for row in rows if row["kind"] == "train"]
     assert len({row["run_id"] for row in trained}) == 16
-    assert len(trained) == 16 * (1 + 4)
+    assert len(trained) == 16 * (1 + 4) + 8  # a DPO run has its loss besides
     assert len({row["run_id"] for row in rows} - {row["run_id"] for row in trained}) == 2
     assert {(row["n"], row["higher_is_better"]) for row in rows if row["benchmark"] == "mmlu"} == {("57", "true")}
     assert {row["n"] for row in rows if row["benchmark"] == "preference"} == {"16"}

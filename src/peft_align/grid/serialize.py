@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from peft_align.config.identity import BASE_FIELDS
 from peft_align.config.schema import Benchmark, Dataset, Evaluation, Preference
 from peft_align.config.validate import config_from_plain, convert
 from peft_align.errors import Fault, InputError
@@ -17,6 +18,19 @@ NESTED: dict[str, type] = {"evaluation": Evaluation, "dataset": Dataset, "prefer
 def run_to_plain(run: Run) -> dict[str, Any]:
     """A run as nested dicts, lists and values."""
     return asdict(run)
+
+
+def config_of(run: Run) -> dict[str, Any]:
+    """The settings that a run of its kind has, for people: a merge has inputs in the place of a training."""
+    config = asdict(run.config)
+    if run.kind == "train":
+        del config["merge"]
+        return config
+    base = {name: config["peft"][name] for name in BASE_FIELDS}
+    own: dict[str, Any] = {"model": config["model"], "base": base}
+    if run.kind == "merge":
+        own |= {"merge": config["merge"], "inputs": list(run.parents), "seed": run.config.seed}
+    return own | {name: config[name] for name in ("evaluation", "launcher", "tracker", "root", "hub")}
 
 
 def run_from_plain(plain: Mapping[str, Any]) -> Run:

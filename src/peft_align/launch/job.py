@@ -15,14 +15,14 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_align.errors import InputError
 from peft_align.grid.expand import Run
 from peft_align.grid.planner import Planner
-from peft_align.grid.serialize import run_from_plain
+from peft_align.grid.serialize import config_of, run_from_plain
 from peft_align.store.records import Damaged, read_json, write_json
 from peft_align.store.runs import RunDir
 
@@ -97,7 +97,7 @@ class Worker:
                     return True
                 directory.clear_state()
                 identity = {"id": run.id, "kind": run.kind, "axes": run.axes, "parents": list(run.parents)}
-                write_json(directory.path / "run.json", {**identity, "config": asdict(run.config)})
+                write_json(directory.path / "run.json", {**identity, "config": config_of(run)})
                 directory.report_progress(stage="load", step=0, of=0)
                 if make:
                     stage = run.kind

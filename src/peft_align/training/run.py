@@ -87,6 +87,7 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
             raise TrainingFailed(f"{trainer.args.n_gpu} GPUs are visible to one run; set CUDA_VISIBLE_DEVICES to one")
         restore_adapter(model, weights, config.peft)
         parameters = trainable_parameters(model)
+        print(f"trainable parameters: {parameters:,}", flush=True)
         begun = time.time()
         trainer.train()
         seconds = time.time() - begun
