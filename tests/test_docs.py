@@ -17,15 +17,16 @@ PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPO
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\((?!https?:|#)([^)#]+)[^)]*\)")
 # Models that this machine cannot train: their commands are planned instead.
-PLANNED = ("+grid=full", "+grid=main")
+PLANNED = ("+grid=full", "+grid=main", "+grid=merge")
 
 
-def commands() -> list[tuple[str, str]]:
-    """(page, command) for each line of the shell blocks."""
+def blocks() -> list[tuple[str, str]]:
+    """(page, commands) for each shell block; its lines may build on each other."""
     found = []
     for page in PAGES:
         for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
-            found += [(page.name, line) for line in block.splitlines() if language == "sh" and line.strip()]
+            if language == "sh" and block.strip():
+                found.append((page.name, block.strip()))
     return found
 
 
@@ -40,21 +41,22 @@ def own_configs(folder: Path) -> None:
                 path.write_text(block, encoding="utf-8")
 
 
-@pytest.mark.parametrize(("page", "command"), commands())
-def test_the_command_runs(page: str, command: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("page", "block"), blocks(), ids=lambda text: " ".join(text.split())[:60])
+def test_the_commands_run(page: str, block: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     own_configs(tmp_path)
-    words = shlex.split(command)
-    if words[0] == "make":
-        shown = subprocess.run(["make", "-n", words[1]], cwd=REPOSITORY, capture_output=True, text=True)
-        assert shown.returncode == 0, shown.stderr
-        return
-    assert words[:2] == ["python", "-m"]
-    if "hub.mirror=mirror" in words:
-        (tmp_path / "mirror").symlink_to(request.getfixturevalue("mirror"))
-    if any(word in PLANNED for word in words):
-        words[2] = "peft_align.plan"
-    done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for command in block.splitlines():
+        words = shlex.split(command)
+        if words[0] == "make":
+            shown = subprocess.run(["make", "-n", words[1]], cwd=REPOSITORY, capture_output=True, text=True)
+            assert shown.returncode == 0, shown.stderr
+            continue
+        assert words[:2] == ["python", "-m"]
+        if "hub.mirror=mirror" in words:
+            (tmp_path / "mirror").symlink_to(request.getfixturevalue("mirror"))
+        if any(word in PLANNED for word in words):
+            words[2] = "peft_align.plan"
+        done = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 
 def test_make_quickstart_runs_what_the_readme_says() -> None:

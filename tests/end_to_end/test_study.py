@@ -74,7 +74,8 @@ def test_the_study_in_miniature_killed_once_then_selection_then_sft_then_dpo(
     chosen = verb("select", *search, "select.by=[method]", check=True).stdout
     assert chosen.count("best") == 2
     selected = tmp_path / "outputs/selected/rank_small.yaml"
-    small = list(words[1:]) + [
+    small = [
+        *words[1:],
         "train.batch_size=4", "train.max_steps=2", "train.max_length=256", "evaluation.heldout=16",
         "evaluation.benchmarks=[preference]", "model=smollm2_135m,tiny", "dataset=beavertails", "seed=0",
         f"+selected={selected}",
