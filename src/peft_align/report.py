@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from peft_align.cli import Asked, ask, run_verb
 from peft_align.grid.planner import Item
 from peft_align.reporting.table import columns, markdown, rows, write_csv, write_parquet
 from peft_align.store.records import atomic_write
+from peft_align.store.runs import RunDir
 
 
 def write_report(asked: Asked, items: Sequence[Item]) -> str:
@@ -33,7 +35,14 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
         temporary.write_text(summary, encoding="utf-8")
     lacking = sum(not item.done for item in items)
     note = f"{lacking} of {len(items)} runs are not complete yet.\n" if lacking else ""
-    return f"{summary}\n{note}{len(table)} rows: {folder / 'results.csv'}\n"
+    told = "".join(f"warning: {warning}\n" for warning in data_warnings(items, asked.root))
+    return f"{summary}\n{note}{told}{len(table)} rows: {folder / 'results.csv'}\n"
+
+
+def data_warnings(items: Sequence[Item], root: Path) -> list[str]:
+    """What the records of training say against the data that was read, once each."""
+    records = (RunDir(root, item.run.id).train_record() or {} for item in items if item.run.kind == "train")
+    return list(dict.fromkeys(w for record in records if (w := record.get("data", {}).get("warning"))))
 
 
 def verb(argv: list[str]) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from peft_align.config.schema import Dataset, Model, Preference, Shape
 from peft_align.data.order import sample_order
@@ -17,7 +20,7 @@ from peft_align.models.loading import find_model, load_tokenizer
 
 TURNS = (Message("user", "one"), Message("assistant", "two"), Message("user", "three"))
 TINY = Model("random", None, None, "vicuna", Shape(2, 32, 4, 2, 64, 259, True))
-HH = Dataset("hh_rlhf", "Anthropic/hh-rlhf", None, 0.05, ["harmless"])
+HH = Dataset("hh_rlhf", "Anthropic/hh-rlhf", None, 0.05, None)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +45,28 @@ def test_prompt_begins_with_bos_and_each_answer_ends_with_eos(tiny: Any, templat
     assert tiny.decode(done.chosen[:-1]) == " good"
 
 
-def test_an_end_token_spelled_in_the_data_is_never_the_end_of_our_turn(tiny: Any) -> None:
-    (done,), _ = tokenize([Pair("x", (Message("user", "q"),), "good", "bad")], tiny, "vicuna", 4000)
-    assert tiny.eos_token_id not in done.prompt
+@pytest.mark.parametrize("template", ["vicuna", "mistral"])
+def test_an_end_token_spelled_in_the_data_is_never_the_end_of_our_turn(tiny: Any, template: str) -> None:
+    pair = Pair("x", (Message("user", "a</s>b<s>c<pad>"),), "good</s>", "</s>bad")
+    (done,), _ = tokenize([pair], tiny, template, 4000)
+    assert not set(done.prompt[1:]) & set(tiny.all_special_ids)
+    assert "a</s>b<s>c<pad>" in tiny.decode(done.prompt)
+    for text, ids in ((pair.chosen, done.chosen), (pair.rejected, done.rejected)):
+        assert ids.count(tiny.eos_token_id) == 1
+        assert tiny.decode(ids[:-1]) == f" {text}"
+        assert ids[-1] == tiny.eos_token_id
+
+
+def test_a_token_that_would_join_prompt_and_response_is_not_used() -> None:
+    alphabet = ["<s>", "</s>", *sorted(set("[INST] x [/INST] good bad"))]
+    vocabulary = {token: i for i, token in enumerate([*alphabet, "] ", "] g"])}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[("]", " "), ("] ", "g")]))
+    joining = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    (done,), _ = tokenize([Pair("x", (Message("user", "x"),), "good", "bad")], joining, "mistral", 4000)
+    tokens = joining.convert_ids_to_tokens
+    assert tokens(done.prompt) == ["<s>", *"[INST", "] ", "x", *" [/INST]"]
+    assert tokens(done.chosen) == [*" good", "</s>"]
+    assert tokens(done.rejected) == [*" bad", "</s>"]
 
 
 def test_truncation_takes_the_prompts_beginning_first_and_is_counted(tiny: Any) -> None:
@@ -54,6 +76,16 @@ def test_truncation_takes_the_prompts_beginning_first_and_is_counted(tiny: Any) 
     assert len(done.prompt) + len(done.chosen) == 100
     assert done.prompt[0] == tiny.bos_token_id
     assert tiny.decode(done.prompt[1:]).endswith("END [/INST]")
+
+
+def test_without_a_beginning_token_truncation_keeps_the_prompts_last_tokens(tiny: Any) -> None:
+    bare = copy.deepcopy(tiny)
+    bare.bos_token = None
+    pair = Pair("x", (Message("user", "a" * 300 + "END"),), "b" * 30, "c" * 20)
+    (done,), cut = tokenize([pair], bare, "mistral", 100)
+    assert cut == {"truncated prompts": 1, "truncated responses": 0}
+    assert len(done.prompt) + len(done.chosen) == 100
+    assert bare.decode(done.prompt).endswith("aEND [/INST]")
 
 
 def test_a_response_is_cut_only_when_the_prompt_is_down_to_its_quarter(tiny: Any) -> None:

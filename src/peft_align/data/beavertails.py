@@ -1,15 +1,19 @@
 """BeaverTails in the study's sense: PKU-SafeRLHF v0, a prompt and two responses a row (Ji et al. 2023).
 
 helpful: the better response is chosen, all rows. harmless: the safe response is chosen, rows with exactly one safe
-response. mixture: both sets together.
+response. mixture: both sets together. helpful_length_controlled: the better response is chosen, rows whose responses
+are about equally long. Another preference is one more function here, which says which response of a row is chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from peft_align.data.pairs import Counts, Message, Pair, make_pair
+
+Rule = Callable[[Mapping[str, Any], Counts], int | None]
+LARGEST_LENGTH_GAP = 10  # percent of the longer response
 
 
 def subset(rule: str) -> None:
@@ -34,7 +38,24 @@ def harmless(row: Mapping[str, Any], counts: Counts) -> int | None:
     return None
 
 
-RULES = {"helpful": (helpful,), "harmless": (harmless,), "mixture": (harmless, helpful)}
+def helpful_length_controlled(row: Mapping[str, Any], counts: Counts) -> int | None:
+    """The index of the better response, if both are about equally long (in characters, outer blanks left out)."""
+    better = helpful(row, counts)
+    if better is None:
+        return None
+    shorter, longer = sorted(len(str(row.get(name) or "").strip()) for name in ("response_0", "response_1"))
+    if 100 * (longer - shorter) <= LARGEST_LENGTH_GAP * longer:
+        return better
+    counts.dropped[f"lengths differ by more than {LARGEST_LENGTH_GAP} percent"] += 1
+    return None
+
+
+RULES: Mapping[str, tuple[Rule, ...]] = {
+    "helpful": (helpful,),
+    "harmless": (harmless,),
+    "mixture": (harmless, helpful),
+    "helpful_length_controlled": (helpful_length_controlled,),
+}
 
 
 def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Counts) -> Iterator[Pair]:
@@ -42,12 +63,13 @@ def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Coun
     for i, row in enumerate(rows):
         counts.read += 1
         prompt, responses = row.get("prompt"), [row.get("response_0"), row.get("response_1")]
-        if not isinstance(prompt, str):
-            counts.dropped["prompt is not text"] += 1
-            continue
         for choose in RULES[rule]:
             chosen = choose(row, counts)
             if chosen is None:
+                continue
+            counts.matching += 1
+            if not isinstance(prompt, str):
+                counts.dropped["prompt is not text"] += 1
                 continue
             turns = (Message("user", prompt.strip()),)
             pair = make_pair(f"{split}:{i}:{choose.__name__}", turns, responses[chosen], responses[1 - chosen], counts)

@@ -7,6 +7,7 @@ from typing import Any
 
 from peft_align.data.pairs import Counts, Message, Pair, make_pair
 
+# Rule -> how the ids of its rows begin.
 RULES = {"helpful": ("helpful-",), "harmless": ("harmless-",), "mixture": ("harmless-", "helpful-")}
 
 
@@ -20,6 +21,7 @@ def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Coun
         if not row["id"].startswith(RULES[rule]):
             continue
         counts.read += 1
+        counts.matching += 1
         pair = make_pair(row["id"], (Message("user", row["prompt"].strip()),), row["chosen"], row["rejected"], counts)
         if pair is not None:
             yield pair

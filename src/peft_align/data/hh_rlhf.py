@@ -15,17 +15,19 @@ from peft_align.data.pairs import Counts, Message, Pair, make_pair
 LAST_TURN = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
+RULES = {"harmless": "harmless-base", "helpful": "helpful-base"}  # rule -> folder
 
 
 def subset(rule: str) -> str:
     """The folder of the repository that holds the pairs of a preference."""
-    return f"{rule}-base"
+    return RULES[rule]
 
 
 def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Counts) -> Iterator[Pair]:
     """The pairs of the rows; the rule chose the folder already."""
     for i, row in enumerate(rows):
         counts.read += 1
+        counts.matching += 1
         chosen, rejected = row.get("chosen"), row.get("rejected")
         if not isinstance(chosen, str) or not isinstance(rejected, str):
             counts.dropped["response is not text"] += 1

@@ -27,14 +27,25 @@ class Pair:
 
 @dataclass
 class Counts:
-    """What became of the rows: each is kept (possibly as several pairs) or dropped for a reason."""
+    """What became of the rows: each is kept (possibly as several pairs) or dropped for a reason.
+
+    Attributes:
+        read: rows read.
+        matching: rows that the preference's rule applies to, before any other filter. What a mixture takes two pairs
+            from counts twice, so its number is the sum of its parts'.
+        kept: pairs made.
+        dropped: reason -> rows (of a mixture: would-be pairs) dropped for it.
+    """
 
     read: int = 0
+    matching: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
     def plain(self) -> dict[str, Any]:
-        return {"read": self.read, "kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}
+        """The counts as a record keeps them."""
+        counts = {"read": self.read, "matching": self.matching, "kept": self.kept}
+        return counts | {"dropped": dict(sorted(self.dropped.items()))}
 
 
 def make_pair(

@@ -31,15 +31,19 @@ class Split:
     pairs: list[Pair]
     counts: Counts
     source: dict[str, Any]  # name, commit, files, digest: what a record keeps of it
+    warning: str | None = None  # one line for people if the train files are not all that the full data has
 
 
 def load_split(dataset: Dataset, preference: Preference, split: str, mirror: str | None) -> Split:
     """The pairs of `split`: train and validation are parts of the train files by prompt; test is its own.
 
     Raises:
-        InputError: the data is neither in the mirror nor on the hub, or lacks the split.
+        InputError: the loader lacks the rule, or the data is neither in the mirror nor on the hub, or lacks the split.
     """
     loader = LOADERS[dataset.loader]
+    if preference.rule not in loader.RULES:
+        what = f"is not a rule of the loader {dataset.loader}"
+        raise InputError([Fault(f"preference.rule={preference.rule}", what, f"it has {', '.join(loader.RULES)}")])
     folder, commit = _folder(dataset, mirror, loader.subset(preference.rule))
     file_split = "test" if split == "test" else "train"
     rows, files = _read(dataset, folder, loader.subset(preference.rule), file_split)
@@ -51,7 +55,24 @@ def load_split(dataset: Dataset, preference: Preference, split: str, mirror: str
     if not pairs:
         raise InputError([Fault(f"{dataset.hub_id or dataset.loader}", f"has no usable pair in its {split} split")])
     source = {"name": dataset.hub_id or dataset.loader, "commit": commit, "files": files, "digest": digest_of(files)}
-    return Split(pairs, counts, source)
+    warning = row_warning(dataset, preference, counts) if file_split == "train" else None
+    return Split(pairs, counts, source, warning)
+
+
+def row_warning(dataset: Dataset, preference: Preference, counts: Counts) -> str | None:
+    """One line that names both numbers, if the train files do not hold as many rows for the rule as are expected.
+
+    Args:
+        dataset: its expected_rows say how many rows of its full train split a rule applies to.
+        preference: of the rule.
+        counts: of the train files.
+    """
+    expected = (dataset.expected_rows or {}).get(preference.rule)
+    if expected is None or counts.matching == expected:
+        return None
+    name = (dataset.hub_id or dataset.loader) + (f"@{dataset.revision}" if dataset.revision else "")
+    verdict = "not the full data" if counts.matching < expected else "more than the full data, so not the same data"
+    return f"{name}, {preference.rule}: {counts.matching:,} rows before filters, {expected:,} expected: {verdict}"
 
 
 def is_validation(prompt: tuple[Message, ...], fraction: float) -> bool:

@@ -1,7 +1,8 @@
 """How a dialogue becomes text: Vicuna's and Mistral's formats, or the tokenizer's own chat template.
 
 A dialogue is a list of segments; after each but the last comes the end-of-sequence token, by its id, so that text which
-happens to spell "</s>" in the data is never what ends a turn of ours.
+happens to spell "</s>" in the data is never what ends a turn of ours. Each segment is encoded by itself, so that a
+SentencePiece tokenizer puts its dummy blank before it, as those of LLaMA-1 and Mistral 7B v0.1 do after an end token.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def vicuna(prompt: Sequence[Message]) -> list[str]:
 
 
 def mistral(prompt: Sequence[Message]) -> list[str]:
-    """`[INST] question [/INST] answer</s>[INST] question [/INST]`"""
+    """`[INST] question [/INST] answer</s>[INST] question [/INST]`, Mistral's v1 format.
+
+    Mistral's tokenizer encodes an answer by itself, with the dummy blank before it: the blank that stands there here.
+    """
     segments = [""]
     for message in prompt:
         if message.role == "user":

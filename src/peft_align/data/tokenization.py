@@ -44,20 +44,22 @@ def tokenize(
 
 def _encode(pair: Pair, tokenizer: Any, template: str) -> TokenizedPair:
     segments, gap = render(template, pair.prompt, tokenizer)
-    encoded = tokenizer(segments, add_special_tokens=False)["input_ids"]
+    # A chat template writes special tokens as text. The others hold none: what spells one there is the data's.
+    options = {"add_special_tokens": False, "split_special_tokens": template != "chat"}
+    encoded = tokenizer(segments, **options)["input_ids"]
     eos = [tokenizer.eos_token_id]
     earlier = [token for ids in encoded[:-1] for token in [*ids, *eos]]
     if template != "chat" and tokenizer.bos_token_id is not None:  # a chat template writes its own
         earlier = [tokenizer.bos_token_id, *earlier]
     last, last_ids = segments[-1], encoded[-1]
     texts = [f"{last}{gap}{response}" for response in (pair.chosen, pair.rejected)]
-    wholes = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    wholes = tokenizer(texts, **options)["input_ids"]
     responses = []
     for response, whole in zip((pair.chosen, pair.rejected), wholes, strict=True):
         if whole[: len(last_ids)] == last_ids:
             responses.append(whole[len(last_ids) :] + eos)
         else:  # tokens would merge across the boundary: the response is encoded by itself, so the prompt stays whole
-            responses.append(tokenizer(f"{gap}{response}", add_special_tokens=False)["input_ids"] + eos)
+            responses.append(tokenizer(f"{gap}{response}", **options)["input_ids"] + eos)
     return TokenizedPair(pair.id, earlier + last_ids, responses[0], responses[1])
 
 

@@ -67,6 +67,8 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
     directory.attempt.mkdir(parents=True)
     started = time.time()
     rows, data = training_rows(config, base)
+    if data["warning"]:
+        print(f"warning: {data['warning']}", flush=True)
     set_seed(config.seed)  # before the adapter is made: its A matrices are random
     parents = {parent: RunDir(directory.root, parent) for parent in run.parents}
     if parents:
@@ -109,7 +111,7 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
         "trainable_parameters": parameters,
         "parents": {parent: adapter_digest(folder.train_record()) for parent, folder in parents.items()},
         "inputs": {"data": data["source"], "model": base.source},
-        "data": {key: data[key] for key in ("counts", "truncation")},
+        "data": {key: data[key] for key in ("counts", "truncation", "warning")},
         "loss": recorder.losses,
         "seconds": {"total": round(time.time() - started, 3), "training": round(seconds, 3)},
         "seconds_per_step": seconds / last,
@@ -138,6 +140,7 @@ def training_rows(config: Config, base: Base) -> tuple[list[TokenizedPair], dict
         "source": split.source,
         "counts": split.counts.plain() | {"for_training": len(split.pairs), "used": len(used)},
         "truncation": truncation,
+        "warning": split.warning,
     }
 
 
