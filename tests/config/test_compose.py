@@ -115,7 +115,7 @@ def test_a_users_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in shipped().options(g)])
 def test_every_shipped_option_is_valid(group: str, option: str) -> None:
-    beside = {"preference": ["dataset=everyday"], "merge": ["+grid=merge", "method=sft", "model=mistral_7b"]}
+    beside = {"preference": ["dataset=beavertails"], "merge": ["+grid=merge", "method=sft", "model=mistral_7b"]}
     if (group, option) == ("merge", "none"):
         beside = {}
     kind = "merge" if group in beside and group == "merge" else "train"

@@ -7,15 +7,13 @@ another vocabulary. Our side reads it through a folder as the hub has it and `lo
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import missing
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from peft_align.config.schema import Dataset, Preference
@@ -23,7 +21,7 @@ from peft_align.data.pairs import Message, Pair
 from peft_align.data.sources import load_split
 from peft_align.data.templates import render
 from peft_align.data.tokenization import TokenizedPair, tokenize
-from peft_align.models.loading import load_tokenizer
+from peft_align.models.tokenizer import load_tokenizer
 
 HH = Dataset("hh_rlhf", "Anthropic/hh-rlhf", None, 0.0, None)
 PKU = Dataset("beavertails", "PKU-Alignment/PKU-SafeRLHF", "v0", 0.0, None)
@@ -35,27 +33,20 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "legacy": True},
     "llama": {"model_type": "llama"},
     "llama, legacy": {"model_type": "llama", "legacy": True},
+    "llama, no tokenizer.json": {"model_type": "llama", "legacy": True, "bare": True},
 }
-
-
-def yardstick(name: str) -> ModuleType:
-    """The module, or skip where it is not installed (fail where everything must be there)."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        missing(f"needs the Python package of {name}")
 
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Path:
     """Mistral 7B v0.1's SentencePiece model file, 32,000 pieces."""
-    return Path(str(yardstick("mistral_common").__file__)).parent / "data" / "tokenizer.model.v1"
+    return Path(str(import_module("mistral_common").__file__)).parent / "data" / "tokenizer.model.v1"
 
 
 @pytest.fixture(scope="module")
 def pieces(vocabulary: Path) -> Any:
     """SentencePiece itself, which knows nothing of transformers: encodes with the dummy blank, spells no special."""
-    return yardstick("sentencepiece").SentencePieceProcessor(model_file=str(vocabulary))
+    return import_module("sentencepiece").SentencePieceProcessor(model_file=str(vocabulary))
 
 
 def backend(pieces: Any) -> Tokenizer:
@@ -89,7 +80,8 @@ def tokenizers(vocabulary: Path, pieces: Any, tmp_path_factory: pytest.TempPathF
     for name, layout in LAYOUTS.items():
         folder = tmp_path_factory.mktemp("tokenizer")
         shutil.copy(vocabulary, folder / "tokenizer.model")
-        backend(pieces).save(str(folder / "tokenizer.json"))
+        if not layout.get("bare"):
+            backend(pieces).save(str(folder / "tokenizer.json"))
         settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False}
         settings |= {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 10**9}
         settings |= {key: layout[key] for key in layout if key == "legacy"}
@@ -146,11 +138,13 @@ def test_the_tokenizers_encode_real_text_as_sentencepiece_itself_does(
 def test_mistral_ids_of_prompt_and_response_equal_mistral_commons_v1_encoding(
     tokenizers: dict[str, Any], vocabulary: Path, pairs: list[Pair], layout: str
 ) -> None:
-    messages = yardstick("mistral_common.protocol.instruct.messages")
-    request = yardstick("mistral_common.protocol.instruct.request").ChatCompletionRequest
+    messages = import_module("mistral_common.protocol.instruct.messages")
+    request = import_module("mistral_common.protocol.instruct.request").ChatCompletionRequest
     # `finetuning` is the mode of training samples: the last message must be the assistant's.
-    mode = yardstick("mistral_common.protocol.instruct.validator").ValidationMode.finetuning
-    official = yardstick("mistral_common.tokens.tokenizers.mistral").MistralTokenizer.from_file(str(vocabulary), mode)
+    mode = import_module("mistral_common.protocol.instruct.validator").ValidationMode.finetuning
+    official = import_module("mistral_common.tokens.tokenizers.mistral").MistralTokenizer.from_file(
+        str(vocabulary), mode
+    )
     turn = {"user": messages.UserMessage, "assistant": messages.AssistantMessage}
     done, _ = tokenize([*pairs, ODD], tokenizers[layout], "mistral", WHOLE)
     for pair, tokens in zip([*pairs, ODD], done, strict=True):
@@ -162,7 +156,7 @@ def test_mistral_ids_of_prompt_and_response_equal_mistral_commons_v1_encoding(
 
 def fastchat_prompt(pair: Pair, answer: str | None) -> str:
     """FastChat's text of a dialogue; without an answer, up to where the assistant's begins."""
-    conversation = yardstick("fastchat.conversation").get_conv_template("vicuna_v1.1")
+    conversation = import_module("fastchat.conversation").get_conv_template("vicuna_v1.1")
     user, assistant = conversation.roles
     for message in pair.prompt:
         conversation.append_message(user if message.role == "user" else assistant, message.content)

@@ -16,7 +16,8 @@ from peft_align.data.pairs import Message, Pair
 from peft_align.data.sources import load_split
 from peft_align.data.templates import VICUNA_SYSTEM, mistral, vicuna
 from peft_align.data.tokenization import tokenize
-from peft_align.models.loading import find_model, load_tokenizer
+from peft_align.models.loading import find_model
+from peft_align.models.tokenizer import load_tokenizer
 
 TURNS = (Message("user", "one"), Message("assistant", "two"), Message("user", "three"))
 TINY = Model("random", None, None, "vicuna", Shape(2, 32, 4, 2, 64, 259, True))

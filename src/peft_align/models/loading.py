@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from peft_align.config.identity import short_hash
 from peft_align.config.schema import Config, Model, Shape
 from peft_align.errors import Fault, InputError
+from peft_align.models.tokenizer import load_tokenizer
 from peft_align.store.hub import fetch_snapshot, model_folder
 from peft_align.store.records import Digests, cache_dir, digest_of, inventory, sync_tree, write_json
 
@@ -120,14 +121,6 @@ def keep_quantized_weights(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def load_tokenizer(folder: Path) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    if tokenizer.pad_token is None:
-        # Padding is always masked, so any token serves; LLaMA and Mistral have none of their own.
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def identifying_files(folder: Path) -> list[str]:
