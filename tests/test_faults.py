@@ -54,7 +54,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "unknown benchmark": (["evaluation.benchmarks=[mmul]"], ["evaluation.benchmarks: mmul", "'mmlu'?"]),
     "preference that the dataset lacks": (
         ["dataset=hh_rlhf", "preference=mixture"],
-        ["dataset hh_rlhf has no preference 'mixture'", "harmless, helpful"],
+        ["dataset hh_rlhf has no preference 'mixture'", "it is defined for beavertails, everyday"],
     ),
     "setting of no run": (["method=sft", "method.beta=.2"], ["method.beta=.2: no run of this sweep has it"]),
     "operational axis": (["train.micro_batch_size=1,2"], ["operational", "cannot be an axis"]),

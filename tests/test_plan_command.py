@@ -30,18 +30,19 @@ def planned(verb: Verb, *words: str) -> dict[str, Any]:
     return found
 
 
-def test_full_is_320_runs_and_8_baselines(verb: Verb, tmp_path: Path) -> None:
+def test_full_is_the_whole_study(verb: Verb, tmp_path: Path) -> None:
     content = planned(verb, "+grid=full")
-    assert content["kinds"] == {"train": 320, "merge": 0, "baseline": 8}
-    assert (content["runs"], content["parents"], content["done"], content["to_do"]) == (328, 0, 0, 328)
-    assert content["axes"]["seed"] == {str(seed): 64 for seed in range(5)}
-    assert content["axes"]["method"] == {"sft": 160, "dpo": 160}
-    assert len({run["id"] for run in content["run_list"]}) == 328
+    assert content["kinds"] == {"train": 596, "merge": 50, "baseline": 8}
+    assert (content["runs"], content["parents"], content["done"], content["to_do"]) == (654, 0, 0, 654)
+    assert content["axes"]["seed"] == {str(seed): 68 for seed in range(5)}
+    assert content["axes"]["method"] == {"sft": 298, "dpo": 298}
+    assert content["axes"]["merge"] == {"slerp": 20, "dare_ties": 30}
+    assert len({run["id"] for run in content["run_list"]}) == 654
     assert list(tmp_path.iterdir()) == []
 
 
-def test_full_narrows_to_one_model_and_two_seeds(verb: Verb) -> None:
-    content = planned(verb, "+grid=full", "model=mistral_7b", "seed=0,1")
+def test_main_narrows_to_one_model_and_two_seeds(verb: Verb) -> None:
+    content = planned(verb, "+grid=main", "model=mistral_7b", "seed=0,1")
     assert content["kinds"] == {"train": 32, "merge": 0, "baseline": 2}
     assert content["overrides"] == [
         "model=mistral_7b: block main: 80 of 320 cells kept",
@@ -92,7 +93,12 @@ def test_the_resolved_config_of_the_first_run_is_shown(verb: Verb) -> None:
 
 def test_people_are_shown_counts_axes_and_what_is_to_do(verb: Verb) -> None:
     text = verb("plan", "+grid=full", "seed=0", check=True).stdout
-    for expected in ("full: 72 runs (64 train, 8 baseline)", "sft (32), dpo (32)", "done: 0, to do: 72", "override:"):
+    for expected in (
+        "full: 342 runs (324 train, 10 merge, 8 baseline)",
+        "sft (162), dpo (162)",
+        "done: 0, to do: 342",
+        "override:",
+    ):
         assert expected in text
 
 

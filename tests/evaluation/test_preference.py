@@ -32,7 +32,7 @@ def evaluated(run: Run, root: Path) -> tuple[dict[str, Any], list[dict[str, Any]
     """The record and the samples of the run's one evaluation, done if it is missing."""
     directory, planner = RunDir(root, run.id), Planner(root, None)
     base = load_base(run.config)
-    if planner.item(run).train:
+    if planner.item(run).to_make:
         train(run, directory, base, lambda metrics, step: None)
     Suite().evaluate(run, directory, base, [request for request, _ in planner.item(run).missing])
     item = planner.item(run)

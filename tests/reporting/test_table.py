@@ -53,15 +53,16 @@ def test_the_columns_are_these_and_the_axes_stand_before_the_seed(tmp_path: Path
     sweep = expand(*BASE, MC, "peft.r=8,16", "train.learning_rate=1e-4,2e-4", "seed=0,1")
     write_csv(tmp_path / "results.csv", columns(sweep), [])
     expected = (
-        "run_id,kind,dataset,preference,method,model,peft,peft.r,train.learning_rate,"
-        "seed,step,benchmark,metric,value,stderr,n,higher_is_better\n"
+        "run_id,kind,dataset,preference,method,model,peft,base,peft.r,train.learning_rate,"
+        "seed,step,samples,benchmark,metric,value,stderr,n,higher_is_better\n"
     )
     assert (tmp_path / "results.csv").read_text(encoding="utf-8") == expected
 
 
 def test_without_further_axes_there_are_no_further_columns() -> None:
     assert ",".join(columns(expand("+grid=main"))) == (
-        "run_id,kind,dataset,preference,method,model,peft,seed,step,benchmark,metric,value,stderr,n,higher_is_better"
+        "run_id,kind,dataset,preference,method,model,peft,base,seed,step,samples,"
+        "benchmark,metric,value,stderr,n,higher_is_better"
     )
 
 
@@ -76,9 +77,11 @@ def test_a_row_says_what_was_scored(tmp_path: Path) -> None:
         "method": "dpo",
         "model": "tiny",
         "peft": "lora",
+        "base": "bf16",
         "peft.r": 8,
         "seed": 3,
         "step": 4,
+        "samples": 64,
         "benchmark": "everyday_mc",
         "metric": "acc",
         "value": 0.1,

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from peft_align.errors import Fault, suggest
 
 MAX_SWEEP_VALUES = 100_000
+ADDED_UP = ("grid", "selected")  # several of them are united
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def parse(argv: Sequence[str], flags: Sequence[str] = (), own: Sequence[str] = (
         else:
             faults.append(Fault(word, "no such flag", suggest(name, allowed)))
     overrides, hydra = _parse_overrides(words, faults)
-    apart = {key: overrides.pop(key).values for key in ("grid", "selected", *own) if key in overrides}
+    apart = {key: overrides.pop(key).values for key in (*ADDED_UP, *own) if key in overrides}
     return CommandLine(
         overrides=tuple(overrides.values()),
         grids=tuple(map(str, apart.pop("grid", ()))),
@@ -122,10 +123,12 @@ def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[dict[st
             values = _values(parsed.value(), word, faults)
             if not values:
                 continue
-            if key in overrides and overrides[key].values != tuple(values):
+            if key in ADDED_UP and key in overrides:
+                values = list(dict.fromkeys([*overrides[key].values, *values]))
+            elif key in overrides and overrides[key].values != tuple(values):
                 faults.append(Fault(word, f"'{key}' is given twice", f"the other is {overrides[key].text}"))
-            else:
-                overrides[key] = Override(word, key, tuple(values))
+                continue
+            overrides[key] = Override(word, key, tuple(values))
     return overrides, hydra
 
 
