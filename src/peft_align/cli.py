@@ -56,7 +56,8 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, own: Sequence[str] = 
     """
     line = parse(argv, flags, own)
     root = Path(str(line.value("root", "outputs")))
-    only_root = not line.grids and not line.hydra and all(override.key == "root" for override in line.overrides)
+    named = line.grids or line.hydra or line.selected
+    only_root = not named and all(override.key == "root" for override in line.overrides)
     if only_root and not line.faults:
         manifest = latest_manifest(root) if latest else None
         if manifest is None:

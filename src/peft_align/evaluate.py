@@ -25,7 +25,7 @@ def verb(argv: list[str]) -> int:
     untrained = sum(item.to_make is not None for item in items)
     check_inputs(ready)
     write_manifest(asked.folder, asked.line.words, asked.line.config_dirs, [run.id for run in asked.sweep.runs])
-    print(f"{asked.sweep.name}: {len(ready)} runs to evaluate, {untrained} not trained yet", flush=True)
+    print(f"{asked.sweep.name}: {len(ready)} runs to evaluate, {untrained} not made yet", flush=True)
     states = []
     if ready:
         from peft_align.launch.local import LocalLauncher

@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from peft_align.cli import ask, run_verb
+from peft_align.cli import Asked, ask, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.reporting.selection import Candidate, select, write_selection
 
@@ -29,12 +29,21 @@ from peft_align.reporting.selection import Candidate, select, write_selection
 def verb(argv: list[str]) -> int:
     asked = ask(argv, own=("select.by", "select.to"))
     by = _names(asked.line.own.get("select.by", (["method"],)))
-    target = Path(str(asked.line.own.get("select.to", [asked.root / "selected" / f"{asked.sweep.name}.yaml"])[0]))
+    target = _target(asked)
     candidates = select(asked.sweep, asked.plan(), asked.root, by)
     write_selection(target, candidates, asked.line.words)
     show(candidates)
     print(f"\nuse it: +selected={target}")
     return 0
+
+
+def _target(asked: Asked) -> Path:
+    given = asked.line.own.get("select.to", (asked.root / "selected" / f"{asked.sweep.name}.yaml",))
+    target = Path(str(given[0]))
+    if len(given) > 1 or target.is_dir():
+        what = "is a folder" if target.is_dir() else "names several files"
+        raise InputError([Fault(f"select.to={','.join(map(str, given))}", what, "name one file, e.g. best.yaml")])
+    return target
 
 
 def _names(given: Sequence[Any]) -> list[str]:

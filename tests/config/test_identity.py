@@ -99,6 +99,7 @@ def another(leaf: Leaf, value: Any) -> Any:
         "merge.space": "delta",
         "merge.weights": [0.25, 0.5],
         "merge.t": 0.25,
+        "merge.sparsify": "magnitude",
         "merge.density": 0.25,
         "merge.save_tolerance": 0.5,
         "evaluation.benchmarks": ["preference"],

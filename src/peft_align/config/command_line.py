@@ -88,14 +88,22 @@ def parse(argv: Sequence[str], flags: Sequence[str] = (), own: Sequence[str] = (
     return CommandLine(
         overrides=tuple(overrides.values()),
         grids=tuple(map(str, apart.pop("grid", ()))),
-        selected=tuple(map(str, apart.pop("selected", ()))),
+        selected=tuple(str(Path(str(path)).absolute()) for path in apart.pop("selected", ())),
         own=apart,
         flags=frozenset(seen),
         config_dirs=tuple(dirs),
         hydra=tuple(hydra),
-        words=tuple(words),
+        words=tuple(map(_anywhere, words)),
         faults=tuple(faults),
     )
+
+
+def _anywhere(word: str) -> str:
+    """A word as it is to be read again from another folder: with the selection's path in full."""
+    key, equals, paths = word.partition("=")
+    if key.lstrip("+") != "selected" or not equals or any(mark in paths for mark in "'\"()[]"):
+        return word
+    return f"{key}={','.join(str(Path(path).absolute()) for path in paths.split(','))}"
 
 
 def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[dict[str, Override], list[str]]:

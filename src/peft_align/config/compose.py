@@ -137,6 +137,15 @@ class ConfigSpace:
         plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         return {**cast(dict[str, Any], OmegaConf.to_container(plain)), "__choices__": choices}
 
+    def value(self, values: Mapping[str, Any], key: str) -> Any:
+        """The option of a group or the value of a setting that a run with these values has; None if it has none."""
+        if key in values:
+            return values[key]
+        if key in GROUPS:
+            return self.defaults[key]
+        choices = {group: values.get(group, self.defaults[group]) for group in GROUPS}
+        return _Lookup(self, choices, {k: v for k, v in values.items() if k not in GROUPS}, [])(key)
+
     def build(
         self, choices: Mapping[str, str], assignments: Assignments, faults: list[Fault]
     ) -> tuple[Config, dict[str, Built]] | None:
@@ -204,7 +213,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file; interpolations stay as they are. Raises InputError if it cannot be read."""
     try:
         container = OmegaConf.to_container(OmegaConf.load(path))  # plain YAML would read 5e-5 as text
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
         raise InputError([Fault(str(path), f"cannot be read: {' '.join(str(error).split())[:300]}")]) from None
     if not isinstance(container, dict):
         raise InputError([Fault(str(path), "a mapping is expected at the top of the file")])

@@ -63,12 +63,18 @@ def applies(space: ConfigSpace, key: str, values: Mapping[str, Any]) -> bool:
 
 
 def matches(space: ConfigSpace, where: Mapping[str, list[Any]], values: Mapping[str, Any]) -> bool:
-    """Whether a cell has one of the asked values for each key; a group not in the cell has its default option."""
-    return all(values.get(key, space.defaults.get(key)) in allowed for key, allowed in where.items())
+    """Whether a cell has one of the asked values for each key; what it does not say is as its options have it."""
+    return all(space.value(values, key) in allowed for key, allowed in where.items())
 
 
 def expand_block(space: ConfigSpace, block: Block) -> Iterator[Cell]:
-    """All cells of a block, excluded ones too, in the order of the axes."""
+    """All cells of a block, excluded ones too, in the order of the axes; of a merge block, entry by entry."""
+    for part in [replace(block, inputs=(entry,)) for entry in block.inputs] or [block]:
+        yield from _expand(space, part)
+
+
+def _expand(space: ConfigSpace, block: Block) -> Iterator[Cell]:
+    (inputs,) = block.inputs or ((),)
     rows: list[list[dict[str, Any]]] = [[{key: v} for v in values] for key, values in block.axes.items()]
     for group in block.zip:
         length = len(next(iter(group.values()), []))
@@ -79,12 +85,11 @@ def expand_block(space: ConfigSpace, block: Block) -> Iterator[Cell]:
         conditional = {key for when in block.when for key in when.axes}
         for inner in when_values(space, block, outer):
             values = complete(space, block, outer, inner)
-            for inputs in block.inputs or ((),):
-                variants = [{**values, **selector} for selector in inputs] or [values]
-                kept = {k: v for k, v in values.items() if any(applies(space, k, variant) for variant in variants)}
-                keys = (key for key in (*varied, *inner) if key in kept and key not in block.fixed)
-                axes = tuple(key for key in keys if key in varied or key in conditional)
-                yield Cell(block, kept, axes, outer, inputs, frozenset(values) - {*outer, *inner, *block.fixed})
+            variants = [{**values, **selector} for selector in inputs] or [values]
+            kept = {k: v for k, v in values.items() if any(applies(space, k, variant) for variant in variants)}
+            keys = (key for key in (*varied, *inner) if key in kept and key not in block.fixed)
+            axes = tuple(key for key in keys if key in varied or key in conditional)
+            yield Cell(block, kept, axes, outer, inputs, frozenset(values) - {*outer, *inner, *block.fixed})
 
 
 def when_values(space: ConfigSpace, block: Block, outer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -109,6 +114,22 @@ def complete(space: ConfigSpace, block: Block, outer: Mapping[str, Any], inner: 
     values = {**outer, **inner, **block.fixed}
     chosen = {k: v for w in block.selected if _holds(space, block, w.where, values) for k, v in w.settings.items()}
     return {**chosen, **values}
+
+
+def input_values(space: ConfigSpace, cell: Cell, selector: Selector) -> tuple[dict[str, Any], frozenset[str]]:
+    """The values of one input of a merge, and which of them a selection chose.
+
+    They are the merge's own and the selector's, and what `when` says of inputs like this one.
+    """
+    values = {k: v for k, v in cell.values.items() if k not in cell.selected and k.partition(".")[0] != "merge"}
+    values |= {k: v for k, v in cell.outer.items() if k.partition(".")[0] != "merge" and k not in values}
+    values |= selector
+    for when in cell.block.when:
+        if set(when.where) & cell.block.selector_keys() and matches(space, when.where, values):
+            values |= {k: v for k, v in when.settings.items() if k not in cell.block.fixed}
+    given = frozenset(values)
+    values = complete(space, replace(cell.block, when=(), fixed={}), values, {})
+    return {k: v for k, v in values.items() if applies(space, k, values)}, frozenset(values) - given
 
 
 def _holds(space: ConfigSpace, block: Block, where: Mapping[str, list[Any]], values: Mapping[str, Any]) -> bool:
@@ -184,6 +205,9 @@ def narrow(
             before = len(kept)
             kept = [new for cell in kept for new in _filter(space, cell, override.key, values)]
             notes.append(f"{override.text}: block {block.name}: {len(kept)} of {before} cells kept")
+        if block.selected:
+            reached = sum(bool(cell.selected) for cell in kept)
+            notes.append(f"+selected: block {block.name}: {reached} of {len(kept)} cells take values from it")
         for cell in kept:
             reason = next((e.reason for e in block.exclude if matches(space, e.where, cell.values)), None)
             if reason is None:
@@ -225,10 +249,15 @@ def _without(when: When, key: str) -> When:
 
 
 def _filter(space: ConfigSpace, cell: Cell, key: str, values: list[Any]) -> list[Cell]:
-    if any(key in selector for selector in cell.inputs):
-        given = [selector.get(key, cell.values.get(key, space.defaults.get(key))) for selector in cell.inputs]
-        return [cell] if all(v in values for v in given) else []
-    if key in cell.values:
+    if (
+        cell.inputs
+        and key.partition(".")[0] != "merge"
+        and (key in cell.block.selector_keys() or key not in cell.values)
+    ):
+        of_inputs = [input_values(space, cell, selector)[0] for selector in cell.inputs]
+        having = [each for each in of_inputs if applies(space, key, each)]
+        return [cell] if all(space.value(each, key) in values for each in having) else []
+    if key in cell.values and key not in cell.selected:
         narrowed = {**cell.allowed, key: values}
         return [replace(cell, allowed=narrowed)] if cell.values[key] in values else []
     if not applies(space, key, cell.values):

@@ -22,13 +22,14 @@ from peft_align.config.schema import (
     Config,
     Dataset,
     Evaluation,
+    Merge,
     NoMerge,
     Preference,
     Slerp,
 )
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import find_benchmark
-from peft_align.grid.cells import Cell, Excluded, applies, check_overrides, complete, narrow, when_values
+from peft_align.grid.cells import Cell, Excluded, applies, check_overrides, complete, input_values, narrow, when_values
 from peft_align.grid.language import Block, Selector, When, check_value, load_grid, load_selection
 
 INHERITED = ("r", "alpha", "target_modules")  # what a run takes from the adapter that it continues
@@ -66,6 +67,7 @@ class Run:
     scorings: list[Scoring] = field(default_factory=list)
     steps: tuple[int, ...] = ()  # every checkpoint asked for
     is_parent_only: bool = False
+    saves: tuple[str, ...] = ()  # forms in which a merge is kept besides its recipe: adapter, full
 
     @property
     def base(self) -> str:
@@ -259,72 +261,68 @@ class _Builder:
         if sft is None:
             self.faults.append(Fault("method.init=sft", "there is no method of kind sft"))
             return None
-        bare = dataclasses.replace(cell, outer={k: v for k, v in cell.outer.items() if not k.startswith("method.")})
-        return self._needed(bare, {"method": sft}, "method.init=sft", "the SFT run that it starts from", cell.values)
-
-    def _needed(
-        self, cell: Cell, selector: Selector, where: str, what: str, like: dict[str, Any] | None = None
-    ) -> Run | None:
-        """The one training run that a cell's block gives with the selector's values; it need not be in the sweep.
-
-        Args:
-            where, what: for the message if there is none, or several.
-            like: of several, one that has these values is taken.
-        """
-        block = dataclasses.replace(cell.block, fixed=cell.block.fixed | selector)
-        outer = {k: v for k, v in cell.outer.items() if k.partition(".")[0] != "merge"} | selector
+        outer = {k: v for k, v in cell.outer.items() if not k.startswith("method.")} | {"method": sft}
+        block = dataclasses.replace(cell.block, fixed=cell.block.fixed | {"method": sft})
         found = [
             inner
             for inner in when_values(self.space, block, outer)
             if all(inner[key] in allowed for key, allowed in cell.allowed.items() if key in inner)
         ]
-        if like is not None:
-            found = [i for i in found if all(like[key] == v for key, v in i.items() if key in like)] or found
+        same = [i for i in found if all(cell.values[key] == v for key, v in i.items() if key in cell.values)]
+        found = same or found
         if not found:
-            self.faults.append(Fault(where, f"{what} is narrowed away"))
+            self.faults.append(Fault("method.init=sft", "the SFT run that it starts from is narrowed away"))
             return None
         if len(found) > 1:
             keys = ", ".join(found[0])
-            told = f"{what} is not one run but {len(found)}, which differ in {keys}"
-            self.faults.append(Fault(where, told, "narrow these axes to one value"))
+            what = f"the SFT run that it starts from is not one run but {len(found)}, which differ in {keys}"
+            self.faults.append(Fault("method.init=sft", what, "narrow these axes for sft to one value"))
             return None
         values = complete(self.space, block, outer, found[0])
         selected = frozenset(values) - {*outer, *found[0], *block.fixed}
-        values = {k: v for k, v in values.items() if k.partition(".")[0] != "merge" and applies(self.space, k, values)}
-        inner_cell = dataclasses.replace(cell, block=block, values=values, outer=outer, inputs=(), selected=selected)
-        return self._run(values, (), inner_cell, parent_only=True)
+        values = {k: v for k, v in values.items() if applies(self.space, k, values)}
+        parent = dataclasses.replace(cell, block=block, values=values, outer=outer, selected=selected)
+        return self._run(values, (), parent, parent_only=True)
 
     def _merge(self, cell: Cell) -> None:
         """The merge of one cell, and the training runs that are its inputs."""
-        own = {k: v for k, v in cell.values.items() if k.partition(".")[0] == "merge"}
         place = f"block {cell.block.name}"
-        found = [self._needed(cell, selector, place, _label(selector)) for selector in cell.inputs]
+        found = [self._input(cell, selector) for selector in cell.inputs]
         inputs = [run for run in found if run is not None]
         if len(inputs) < len(found):
             return
         first = inputs[0]
-        choices = first.choices | {"merge": own["merge"]}
-        assigned = cell.outer | cell.inputs[0] | own | self.whole
+        choices = first.choices | {k: v for k, v in cell.values.items() if k in GROUPS}
+        assigned = input_values(self.space, cell, cell.inputs[0])[0] | cell.values | self.whole
         assigned = {k: v for k, v in assigned.items() if k not in GROUPS and applies(self.space, k, choices)}
         built = self.space.build(choices, assigned, self.faults)
         if built is None:
             return
-        config = dataclasses.replace(first.config, merge=built[0].merge)
+        own = built[0]
+        config = dataclasses.replace(first.config, merge=own.merge, evaluation=own.evaluation)
         if told := _unfit(config, inputs):
-            self.faults += [Fault(f"{place}: merge={own['merge']}", told)]
+            self.faults += [Fault(f"{place}: merge={choices['merge']}", told)]
             return
         choices |= {k: "+".join(dict.fromkeys(run.choices[k] for run in inputs)) for k in MAIN_AXES}
-        label = "+".join(_label(selector) for selector in cell.inputs)
+        label = "+".join(_labels(inputs))
         names = [choices["dataset"], label, choices["merge"], choices["model"], choices["peft"]]
         parents = tuple(run.id for run in inputs)
         run_id = merge_id(config, built[1]["merge"], names, parents)
         axes = {k: choices[k] for k in MAIN_AXES} | {k: v for k, v in cell.values.items() if k in cell.axes}
         axes |= {"merge": choices["merge"], "inputs": label}
         run = self.runs.setdefault(run_id, Run(run_id, "merge", config, choices, axes, parents))
+        if isinstance(own.merge, Merge) and own.merge.save != "none":
+            run.saves = tuple(sorted({*run.saves, own.merge.save}))
+        steps = (max(each.config.train.max_steps for each in inputs),)
         for each in inputs:
-            scoring = self._scoring(each.config, each.choices, (each.config.train.max_steps,))
+            scoring = self._scoring(dataclasses.replace(each.config, evaluation=own.evaluation), each.choices, steps)
             if scoring not in run.scorings:
                 run.scorings.append(scoring)
+
+    def _input(self, cell: Cell, selector: Selector) -> Run | None:
+        values, selected = input_values(self.space, cell, selector)
+        block = dataclasses.replace(cell.block, inputs=(), fixed=cell.block.fixed | selector)
+        return self._run(values, (), Cell(block, values, (), values, (), selected, cell.allowed), parent_only=True)
 
     def _baselines(self, trained: Sequence[Run]) -> list[Run]:
         baselines: dict[str, Run] = {}
@@ -341,9 +339,13 @@ class _Builder:
         return list(baselines.values())
 
 
-def _label(selector: Selector) -> str:
-    """sft_harmless"""
-    return "_".join(str(v) for _, v in sorted(selector.items()))
+def _labels(inputs: Sequence[Run]) -> list[str]:
+    """Names of a merge's inputs: sft_harmless; with the seed, or the end of the id, where others have that name."""
+    names = [f"{run.choices['method']}_{run.choices['preference']}" for run in inputs]
+    for more in ([f"s{run.config.seed}" for run in inputs], [run.id[-6:] for run in inputs]):
+        if len(set(names)) < len(names):
+            names = [f"{name}_{each}" for name, each in zip(names, more, strict=True)]
+    return names
 
 
 def _unfit(config: Config, inputs: Sequence[Run]) -> str:
@@ -357,6 +359,8 @@ def _unfit(config: Config, inputs: Sequence[Run]) -> str:
         return "its inputs were trained on different bases: the model and its precision must be the same"
     if isinstance(merge, Slerp) and len(inputs) != 2:
         return f"slerp merges two inputs, not {len(inputs)}"
+    if isinstance(merge, Arithmetic) and merge.sparsify == "none" and (merge.density != 1 or merge.rescale):
+        return "merge.density and merge.rescale change nothing without merge.sparsify"
     if isinstance(merge, Arithmetic) and merge.weights is not None and len(merge.weights) != len(inputs):
         return f"merge.weights has {len(merge.weights)} values for {len(inputs)} inputs"
     return ""

@@ -148,9 +148,13 @@ def _block(space: ConfigSpace, node: Any, at: str, index: int, faults: list[Faul
         when = _when(space, entry, f"{at}.when[{i}]", addressable, faults)
         for key in {*when.axes, *when.settings} & set(keys):
             faults.append(Fault(f"{at}.when[{i}].{key}", "is an axis of the block already"))
-        if when.axes and selectors & set(when.where):
-            what = "cannot have axes: it holds for some inputs of a merge only"
-            faults.append(Fault(f"{at}.when[{i}].axes", what, "use set, or name the inputs one by one"))
+        if selectors & set(when.where):
+            told = "it holds for some inputs of a merge only"
+            if when.axes:
+                hint = "use set, or name the inputs one by one"
+                faults.append(Fault(f"{at}.when[{i}].axes", f"cannot be: {told}", hint))
+            for key in [key for key in when.settings if key.partition(".")[0] == "merge"]:
+                faults.append(Fault(f"{at}.when[{i}].set.{key}", f"belongs to the merge as a whole, but {told}"))
         addressable |= {*when.axes, *when.settings}
         whens.append(when)
     merging = {key for key in addressable - set(GROUPS) | {*keys, *settings} if key.partition(".")[0] == "merge"}
@@ -224,6 +228,13 @@ def load_selection(space: ConfigSpace, path: Path) -> tuple[When, ...]:
         _when(space, entry, f"{path}: when[{i}]", addressable, faults)
         for i, entry in enumerate(_list(node, "when", f"{path}: ", faults))
     ]
+    for i, when in enumerate(whens):
+        for key in when.settings:
+            if key.partition(".")[0] in SWEEP_LEVEL:
+                continue  # told already
+            if key not in GROUPS and not key.startswith("merge.") and not is_operational(key):
+                continue
+            faults.append(Fault(f"{path}: when[{i}].set.{key}", "is no setting of a training run"))
     if any(when.axes for when in whens):
         faults.append(Fault(f"{path}: when", "a selection sets values, it has no axes", "write set: instead of axes:"))
     if not whens and not faults:

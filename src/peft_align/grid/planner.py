@@ -47,18 +47,20 @@ class Item:
 
     run: Run
     to_make: str | None = None  # why its adapter or merge is to be made; None: it need not be
+    to_save: tuple[str, ...] = ()  # forms in which a merge is to be saved
     requests: list[Request] = field(default_factory=list)
     missing: list[tuple[Request, str]] = field(default_factory=list)
     failure: str | None = None
 
     @property
     def done(self) -> bool:
-        return self.to_make is None and not self.missing
+        return self.to_make is None and not self.missing and not self.to_save
 
     @property
     def why(self) -> str:
         """What is to be done, in words; empty when nothing is."""
         parts = [self.to_make] if self.to_make else []
+        parts += [f"save as {', '.join(self.to_save)}"] if self.to_save else []
         if self.missing:
             names = sorted({request.benchmark for request, _ in self.missing})
             reasons = sorted({reason for _, reason in self.missing if reason})
@@ -90,7 +92,9 @@ class Planner:
             item.to_make = self._to_train(run, directory, record)
         elif run.kind == "merge":
             record = directory.merge_record()
-            item.to_make = self._to_merge(run, directory, record)
+            item.to_make = self._to_merge(record)
+            saved = record["saved"] if record and not item.to_make else {}
+            item.to_save = tuple(f for f in run.saves if not self._is_saved(run, directory, f, saved.get(f)))
         failure = directory.failure()
         item.failure = f"{failure['stage']}: {failure['reason']}" if failure else None
         lacks_only_steps = item.to_make is not None and item.to_make.startswith(LACKS_STEPS)
@@ -116,14 +120,17 @@ class Planner:
         changed = self._changed_parent(record) or self.changed_inputs(run, record["inputs"])
         return f"retrain: {changed}" if changed else None
 
-    def _to_merge(self, run: Run, directory: RunDir, record: Mapping[str, Any] | None) -> str | None:
+    def _to_merge(self, record: Mapping[str, Any] | None) -> str | None:
         if record is None:
             return "merge"
-        asked = getattr(run.config.merge, "save", "none")
-        if asked not in ("none", record["save"]):
-            return f"merge: save as {asked}"
-        changed = complete(directory.merged, record["files"]) or self._changed_parent(record)
+        changed = self._changed_parent(record)
         return f"merge again: {changed}" if changed else None
+
+    def _is_saved(self, run: Run, directory: RunDir, form: str, saved: Mapping[str, Any] | None) -> bool:
+        """Whether a form of a merge is there as asked, and made of the base that there is now."""
+        if saved is None or saved["asked"] != asked_of(run, form):
+            return False
+        return not complete(directory.merged(form), saved["files"]) and not self.changed_inputs(run, saved["inputs"])
 
     def _changed_parent(self, record: Mapping[str, Any]) -> str | None:
         for parent, digest in record["parents"].items():
@@ -173,6 +180,11 @@ class Planner:
             except OSError:
                 self._inputs[key] = "missing files"
         return self._inputs[key]
+
+
+def asked_of(run: Run, form: str) -> dict[str, Any]:
+    """What decides how a merge is saved besides its recipe."""
+    return {"save_rank": getattr(run.config.merge, "save_rank", None)} if form == "adapter" else {}
 
 
 def adapter_digest(record: Mapping[str, Any] | None) -> str | None:

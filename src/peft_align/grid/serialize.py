@@ -56,4 +56,5 @@ def run_from_plain(plain: Mapping[str, Any]) -> Run:
         scorings=scorings,
         steps=tuple(plain["steps"]),
         is_parent_only=plain["is_parent_only"],
+        saves=tuple(plain["saves"]),
     )

@@ -93,26 +93,32 @@ class Worker:
                 planner = Planner(self.root, run.config.hub.mirror)
                 item = planner.item(run)
                 make = item.to_make if run.kind in self.stages else None
-                if not make and not ("evaluate" in self.stages and item.missing):
+                forms = item.to_save if "merge" in self.stages else ()
+                if not make and not forms and not ("evaluate" in self.stages and item.missing):
                     return True
                 directory.clear_state()
                 identity = {"id": run.id, "kind": run.kind, "axes": run.axes, "parents": list(run.parents)}
                 write_json(directory.path / "run.json", {**identity, "config": config_of(run)})
                 directory.report_progress(stage="load", step=0, of=0)
-                if make:
+                if make or run.kind == "merge":
                     stage = run.kind
+                    self._check_parents(run)
+                if make:
                     self._make(run, directory)
                     item = planner.item(run)
                 if "evaluate" in self.stages and item.to_make is None and item.missing:
                     stage = "evaluate"
                     self._evaluate(run, directory, item)
+                for form in forms:
+                    stage = f"save as {form}"
+                    self._save(run, directory, form)
             except Stopped as stop:
                 directory.fail(stage, f"stopped by signal {signal.Signals(int(stop.code or 0) - 128).name}")
                 raise
             except Exception as error:  # one failed run never stops the others
                 traceback.print_exc()
                 self._bases = None  # it may not be as it was
-                if isinstance(error, Damaged) and stage == "evaluate":
+                if isinstance(error, Damaged) and stage == "evaluate" and run.kind == "train":
                     directory.discard_record()
                 directory.fail(stage, reason(error), log=str(directory.log))
                 return False
@@ -120,8 +126,13 @@ class Worker:
                 (directory.path / "progress.json").unlink(missing_ok=True)
             return True
 
-    def _make(self, run: Run, directory: RunDir) -> None:
-        """Train or merge, once the parents are sure to be whole."""
+    def _check_parents(self, run: Run) -> None:
+        """Have the parents' products whole.
+
+        Raises:
+            Blocked: one was never finished.
+            Damaged: one is not what its record says; it will be trained again next time.
+        """
         for name in run.parents:
             parent = RunDir(self.root, name)
             if parent.train_record() is None:
@@ -133,10 +144,12 @@ class Worker:
                     if mine:
                         parent.discard_record()
                     raise
-        if run.kind == "merge":
-            from peft_align.models.merged import merge
 
-            merge(run, directory, lambda: self._base(run))
+    def _make(self, run: Run, directory: RunDir) -> None:
+        if run.kind == "merge":
+            from peft_align.models.merged import record_merge
+
+            record_merge(run, directory)
             return
         from peft_align.training.run import train
         from peft_align.training.tracking import tracking
@@ -146,6 +159,12 @@ class Worker:
             run.config.tracker, group=self.sweep, name=run.id, axes=run.axes, folder=directory.path / "tracking"
         ) as log:
             train(run, directory, base, log)
+
+    def _save(self, run: Run, directory: RunDir, form: str) -> None:
+        from peft_align.models.merged import save_merge
+
+        directory.report_progress(stage=f"save as {form}")
+        save_merge(run, directory, self._base(run), form)
 
     def _evaluate(self, run: Run, directory: RunDir, item: Any) -> None:
         from peft_align.evaluation.suite import Suite

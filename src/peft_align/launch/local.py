@@ -62,11 +62,16 @@ class LocalLauncher:
     console: Console = field(default_factory=Console)
     _started: int = 0
     _states: list[State] = field(default_factory=list)
+    _again: set[str] = field(default_factory=set)  # done runs that may turn out not to be
 
     def run(self, items: Sequence[Item]) -> list[State]:
         """Start the workers, show what they do, and return the state of every run at the end."""
         items = order(items)
-        todo = [item for item in items if not item.done]
+        todo: list[Item] = []
+        for item in items:  # what starts from a run that is made again is looked at again
+            if not item.done or {each.run.id for each in todo} & set(item.run.parents):
+                todo.append(item)
+        self._again = {item.run.id for item in todo if item.done}
         for item in todo:  # an earlier failure is tried again
             RunDir(self.planner.root, item.run.id).clear_state() if not self._held(item) else None
         gpus = visible_gpus()
@@ -110,8 +115,10 @@ class LocalLauncher:
         states = []
         for item in items:
             known = before.get(item.run.id)
-            keep = known is not None and (known.state == "done" or (only is not None and item.run.id not in only))
-            states.append(known if known is not None and keep else observe(self.planner, item))
+            settled = known is not None and known.state == "done" and item.run.id not in self._again
+            keep = settled or (only is not None and item.run.id not in only)
+            fresh = self.planner.item(item.run) if item.run.id in self._again else item
+            states.append(known if known is not None and keep else observe(self.planner, fresh))
         return states
 
     def _jobs(self, items: Sequence[Item], workers: int) -> list[Job]:

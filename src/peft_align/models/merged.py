@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from peft_align.config.compose import scientific
 from peft_align.config.identity import short_hash
 from peft_align.config.schema import Arithmetic, Slerp
 from peft_align.grid.expand import Run
-from peft_align.grid.planner import adapter_digest
+from peft_align.grid.planner import adapter_digest, asked_of
 from peft_align.models.loading import Base
 from peft_align.models.merging import (
     PREFIX,
@@ -37,39 +38,28 @@ from peft_align.models.provenance import provenance
 from peft_align.store.records import Digests, inventory, sync_tree, write_json
 from peft_align.store.runs import FORMAT, RunDir
 
+ARITHMETIC = 1  # the version of models/merging.py; another one makes other scores
+
 
 class MergeRefused(RuntimeError):
     """The merge cannot be saved as asked; the message says why."""
 
 
-def merge(run: Run, directory: RunDir, load: Callable[[], Base]) -> dict[str, Any]:
-    """Record a merge, and save what `merge.save` asks for. Returns the record, which is on disk then.
+def record_merge(run: Run, directory: RunDir) -> dict[str, Any]:
+    """Record a merge's recipe, which is all that evaluation needs. Returns the record, which is on disk then.
 
     Args:
         run: of kind merge; its inputs are its parents, in order.
         directory: where it goes; the caller holds its lock.
-        load: gives the base that it is evaluated on, if that is needed; given back as it was.
-
-    Raises:
-        Damaged: an input is not what its record says.
-        MergeRefused: the adapter asked for would differ too much from the merge.
     """
-    started = time.time()
     how = _how(run)
-    (directory.path / "merge.json").unlink(missing_ok=True)
-    shutil.rmtree(directory.merged, ignore_errors=True)
     parents = {parent: adapter_digest(RunDir(directory.root, parent).train_record()) for parent in run.parents}
-    recipe = {"merge": scientific(type(how), how), "adapters": list(parents.values()), "seed": run.config.seed}
-    details: dict[str, Any] = {}
-    if how.save == "adapter":
-        details = save_as_adapter(run, directory, load())
-    elif how.save == "full":
-        base = load()
-        with merged_model(run, directory, base) as model:
-            model.save_pretrained(directory.merged, safe_serialization=True)
-            base.tokenizer.save_pretrained(directory.merged)
-            sync_tree(directory.merged)
-    names = sorted(path.name for path in directory.merged.glob("*"))
+    recipe = {
+        "version": ARITHMETIC,
+        "merge": scientific(type(how), how),
+        "adapters": list(parents.values()),
+        "seed": run.config.seed,
+    }
     record = {
         "format": FORMAT,
         "run": run.id,
@@ -78,10 +68,7 @@ def merge(run: Run, directory: RunDir, load: Callable[[], Base]) -> dict[str, An
         "digest": short_hash(json.dumps(recipe, sort_keys=True), 64),
         "parents": parents,
         "weights": run.base,
-        "save": how.save,
-        "details": details,
-        "files": inventory(directory.merged, names, Digests()),
-        "seconds": round(time.time() - started, 3),
+        "saved": {},
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -89,11 +76,41 @@ def merge(run: Run, directory: RunDir, load: Callable[[], Base]) -> dict[str, An
     return record
 
 
+def save_merge(run: Run, directory: RunDir, base: Base, form: str) -> dict[str, Any]:
+    """Save a recorded merge as an adapter or as a full model, and say so in its record.
+
+    The new copy is complete before it takes the place of an old one, so a refusal leaves that as it was.
+
+    Raises:
+        Damaged: an input is not what its record says.
+        MergeRefused: the adapter would differ too much from the merge.
+    """
+    place = directory.merged(form)
+    fresh = place.with_name(f".{form}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    details: dict[str, Any] = {}
+    if form == "adapter":
+        details = save_as_adapter(run, directory, base, fresh)
+    else:
+        with merged_model(run, directory, base) as model:
+            model.save_pretrained(fresh, safe_serialization=True)
+            base.tokenizer.save_pretrained(fresh)
+    sync_tree(fresh)
+    shutil.rmtree(place, ignore_errors=True)
+    fresh.replace(place)
+    files = inventory(place, sorted(path.name for path in place.iterdir()), Digests())
+    record = directory.merge_record() or {}
+    own = {"asked": asked_of(run, form), "files": files, "inputs": {"model": base.source}, **details}
+    record["saved"] = {**record["saved"], form: own}
+    write_json(directory.path / "merge.json", record)
+    return own
+
+
 @contextmanager
 def merged_model(run: Run, directory: RunDir, base: Base) -> Iterator[Any]:
     """The base with the merged weights in place of its own; it is as before afterwards. Raises Damaged."""
-    how = _how(run)
-    adapters = [read_adapter(RunDir(directory.root, parent).product()) for parent in run.parents]
+    how, adapters = _how(run), _inputs(run, directory)
     before: dict[str, Tensor] = {}
     try:
         for module in modules_of(adapters):
@@ -109,41 +126,47 @@ def merged_model(run: Run, directory: RunDir, base: Base) -> Iterator[Any]:
                 base.model.get_submodule(module).weight.copy_(weight)
 
 
-def save_as_adapter(run: Run, directory: RunDir, base: Base) -> dict[str, Any]:
+def save_as_adapter(run: Run, directory: RunDir, base: Base, folder: Path) -> dict[str, Any]:
     """Write the merge as one PEFT adapter, and say with which rank and relative error.
 
     A linear combination of adapters is an adapter: their factors side by side. Any other merge is cut to the rank
-    asked for by a singular value decomposition, and refused if that loses more than `merge.save_tolerance`.
+    asked for by a singular value decomposition, and refused as soon as that is sure to lose more than
+    `merge.save_tolerance`.
     """
-    how = _how(run)
-    adapters = [read_adapter(RunDir(directory.root, parent).product()) for parent in run.parents]
+    how, adapters = _how(run), _inputs(run, directory)
     full_rank = sum(max(len(f.a) for f in adapter.values()) for adapter in adapters)
     rank = how.save_rank or full_rank
-    weights: dict[str, Tensor] = {}
-    lost = total = 0.0
     modules = modules_of(adapters)
-    for module in modules:
-        factors = [adapter.get(module) for adapter in adapters]
+
+    def changes_of(module: str) -> tuple[Tensor, list[Tensor]]:
         weight = base.model.get_submodule(module).weight
-        deltas = [factor.delta(weight.device) if factor else None for factor in factors]
-        changes = [torch.zeros_like(weight, dtype=torch.float32) if d is None else d for d in deltas]
-        multiplied = coefficients(how, changes)
-        if multiplied is not None and rank >= full_rank:
-            b, a = side_by_side(factors, multiplied, rank, weight.shape)
-        else:
-            change = merge_weight(how, weight, deltas, module, run.config.seed) - weight.to(torch.float32)
+        found = [adapter[module].delta(weight.device) if module in adapter else None for adapter in adapters]
+        return weight, [torch.zeros_like(weight, dtype=torch.float32) if d is None else d for d in found]
+
+    def merged_change(module: str) -> Tensor:
+        weight, changes = changes_of(module)
+        return merge_weight(how, weight, changes, module, run.config.seed) - weight.to(torch.float32)
+
+    combined = {module: coefficients(how, *changes_of(module)) if rank >= full_rank else None for module in modules}
+    cut = [module for module in modules if combined[module] is None]
+    total = sum(float(torch.linalg.vector_norm(merged_change(module))) ** 2 for module in cut)
+    lost, weights = 0.0, {}
+    for module in [*cut, *(module for module in modules if module not in cut)]:
+        multiplied = combined[module]
+        if multiplied is None:
+            change = merged_change(module)
             b, a = truncated(change, rank)
             lost += float(torch.linalg.vector_norm(change - b @ a)) ** 2
-            total += float(torch.linalg.vector_norm(change)) ** 2
+        else:
+            shape = base.model.get_submodule(module).weight.shape
+            b, a = side_by_side([adapter.get(module) for adapter in adapters], multiplied, rank, shape)
+        if lost > how.save_tolerance**2 * total:
+            raise MergeRefused(
+                f"an adapter of rank {rank} is off by {(lost / total) ** 0.5:.2g} or more of the merged change, above"
+                f" merge.save_tolerance={how.save_tolerance:g}; merge.save=full keeps all of it"
+            )
         weights[PREFIX + module + SUFFIX_A] = a.to("cpu", torch.float32).contiguous()
         weights[PREFIX + module + SUFFIX_B] = b.to("cpu", torch.float32).contiguous()
-    error = (lost / total) ** 0.5 if total else 0.0
-    if error > how.save_tolerance:
-        raise MergeRefused(
-            f"an adapter of rank {rank} is off by {error:.2g} of the merged change, more than"
-            f" merge.save_tolerance={how.save_tolerance:g}; merge.save=full keeps all of it"
-        )
-    directory.merged.mkdir(parents=True)
     targets = sorted({module.rpartition(".")[2] for module in modules})
     LoraConfig(
         task_type="CAUSAL_LM",
@@ -152,10 +175,9 @@ def save_as_adapter(run: Run, directory: RunDir, base: Base) -> dict[str, Any]:
         target_modules=targets,
         base_model_name_or_path=base.source["name"],
         inference_mode=True,
-    ).save_pretrained(str(directory.merged))
-    save_file(weights, directory.merged / "adapter_model.safetensors", metadata={"format": "pt"})
-    sync_tree(directory.merged)
-    return {"rank": rank, "relative_error": error}
+    ).save_pretrained(str(folder))
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return {"rank": rank, "relative_error": (lost / total) ** 0.5 if total else 0.0}
 
 
 def side_by_side(
@@ -186,3 +208,7 @@ def _how(run: Run) -> Slerp | Arithmetic:
     how = run.config.merge
     assert isinstance(how, (Slerp, Arithmetic))
     return how
+
+
+def _inputs(run: Run, directory: RunDir) -> list[dict[str, Factors]]:
+    return [read_adapter(RunDir(directory.root, parent).product()) for parent in run.parents]

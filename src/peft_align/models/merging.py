@@ -56,6 +56,8 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
     if config.get("peft_type") != "LORA" or special:
         raise ValueError(f"{folder} is no plain LoRA adapter ({', '.join(special) or config.get('peft_type')})")
     weights = load_file(folder / "adapter_model.safetensors")
+    if unknown := [key for key in weights if not key.endswith((SUFFIX_A, SUFFIX_B))]:
+        raise ValueError(f"{folder} is no plain LoRA adapter (it has {unknown[0]})")
     scale = config["lora_alpha"] / config["r"]
     return {
         key.removeprefix(PREFIX).removesuffix(SUFFIX_A): Factors(
@@ -143,10 +145,14 @@ def mask_seed(seed: int, module: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {module} {index}".encode()).digest()[:7], "big")
 
 
-def coefficients(merge: Slerp | Arithmetic, changes: Sequence[Tensor]) -> list[float] | None:
-    """What a merge multiplies each change with, where it is a linear combination of them; else None."""
+def coefficients(merge: Slerp | Arithmetic, base: Tensor, changes: Sequence[Tensor]) -> list[float] | None:
+    """What a merge multiplies each change of a weight with, where it is a linear combination of them; else None."""
     if isinstance(merge, Slerp):
-        return list(slerp_coefficients(changes[0], changes[1], merge.t)) if merge.space == "delta" else None
+        if merge.space == "delta":
+            return list(slerp_coefficients(changes[0], changes[1], merge.t))
+        whole = base.to(torch.float32)
+        found = slerp_coefficients(whole + changes[0], whole + changes[1], merge.t)
+        return list(found) if found == (1 - merge.t, merge.t) else None  # nearly parallel: the base stays as it is
     if merge.elect_sign or (merge.sparsify != "none" and merge.density < 1):
         return None
     weights = input_weights(merge, len(changes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,16 +60,21 @@ def select(sweep: Sweep, items: Sequence[Item], root: Path, by: Sequence[str]) -
     runs = [item.run for item in items if item.run.kind == "train" and not item.run.is_parent_only]
     _check(sweep, items, runs, by, settings)
     groups: dict[str, dict[str, list[Run]]] = {}
+    scored = {item.run.id: item for item in items}
     for run in runs:
-        group, own = ({key: value(run, key) for key in keys} for keys in (by, settings))
+        group, own = (_present(run, keys) for keys in (by, settings))
         groups.setdefault(repr(group), {}).setdefault(repr(own), []).append(run)
     found: list[Candidate] = []
     for competing in groups.values():
         _check_fair(list(competing.values()), by, settings)
         kind = next(iter(competing.values()))[0].config.method.kind
-        candidates = [_candidate(members, root, kind, by, settings) for members in competing.values()]
-        signs = [-1 if higher else 1 for _, higher in CRITERIA[kind]]
-        candidates.sort(key=lambda c: [sign * v for sign, v in zip(signs, c.scores.values(), strict=True)])
+        candidates = []
+        for members in competing.values():
+            measured = [_scores(scored[run.id], root) for run in members]
+            means = {name: statistics.fmean(scores[name] for scores in measured) for name, _ in CRITERIA[kind]}
+            first = members[0]
+            candidates.append(Candidate(_present(first, by), _present(first, settings), means, len(members)))
+        candidates.sort(key=lambda c: _order(kind, c.scores))
         best = candidates[0]
         found += [Candidate(best.group, best.settings, best.scores, best.runs, chosen=True), *candidates[1:]]
     return found
@@ -125,26 +131,26 @@ def _place(run: Run, key: str) -> Any:
     return run.config.seed if key == "seed" else run.choices[key]
 
 
-def _candidate(runs: Sequence[Run], root: Path, kind: str, by: Sequence[str], settings: Sequence[str]) -> Candidate:
-    measured = [_scores(run, root) for run in runs]
-    means = {name: statistics.fmean(scores[name] for scores in measured) for name, _ in CRITERIA[kind]}
-    first = runs[0]
-    return Candidate(
-        {key: value(first, key) for key in by}, {key: value(first, key) for key in settings}, means, len(runs)
-    )
+def _present(run: Run, keys: Sequence[str]) -> dict[str, Any]:
+    """The run's values of the keys that it has: method.beta is DPO's alone."""
+    return {key: found for key in keys if (found := value(run, key)) is not None}
 
 
-def _scores(run: Run, root: Path) -> dict[str, float]:
-    """The measures of a run's last checkpoint on the validation split."""
-    directory = RunDir(root, run.id)
-    last = run.config.train.max_steps
-    for folder in sorted((directory.path / "evaluations").iterdir()):
-        record = directory.evaluation_record(folder.name)
-        if record is None or record["step"] != last or record["benchmark"] != BENCHMARK:
-            continue
-        if record["key"]["split"] == "validation":
-            return {metric["name"]: metric["value"] for metric in record["metrics"]}
-    raise InputError([Fault(run.id, f"has no score of {BENCHMARK} at step {last} on the validation split")])
+def _order(kind: str, scores: dict[str, float]) -> list[float]:
+    """What candidates are sorted by, the best first; a run that diverged comes last."""
+    signed = [-scores[name] if higher else scores[name] for name, higher in CRITERIA[kind]]
+    return [math.inf if math.isnan(v) else v for v in signed]
+
+
+def _scores(item: Item, root: Path) -> dict[str, float]:
+    """The measures of a run's last checkpoint on the validation split, as this search asks for them."""
+    last = item.run.config.train.max_steps
+    for request in item.requests:
+        if request.benchmark == BENCHMARK and request.step == last and request.key is not None:
+            record = RunDir(root, item.run.id).evaluation_record(request.name)
+            if record is not None:
+                return {metric["name"]: metric["value"] for metric in record["metrics"]}
+    raise InputError([Fault(item.run.id, f"has no score of {BENCHMARK} at step {last} on the validation split")])
 
 
 def write_selection(path: Path, candidates: Sequence[Candidate], command: Sequence[str]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft_align.config.schema import GROUPS, MAIN_AXES
+from peft_align.grid.cost import BYTES
 from peft_align.grid.expand import Run, Sweep
 from peft_align.grid.planner import Item
 from peft_align.reporting.statistics import t_interval
@@ -28,6 +29,7 @@ def rows(sweep: Sweep, items: Sequence[Item], root: Path) -> list[Row]:
     """Every result of the sweep that is on disk, in the order of its runs. Parents that it only needs are left out."""
     names = columns(sweep)
     found = []
+    by_id = sweep.by_id()
     for item in items:
         if item.run.is_parent_only:
             continue
@@ -37,11 +39,13 @@ def rows(sweep: Sweep, items: Sequence[Item], root: Path) -> list[Row]:
                 continue
             record = RunDir(root, item.run.id).evaluation_record(request.name)
             for metric in record["metrics"] if record else ():
-                found.append(_row(names, item, record or {}, metric))
+                found.append(_row(names, item, record or {}, metric, by_id))
     return found
 
 
-def _row(names: Sequence[str], item: Item, record: dict[str, Any], metric: dict[str, Any]) -> Row:
+def _row(
+    names: Sequence[str], item: Item, record: dict[str, Any], metric: dict[str, Any], by_id: Mapping[str, Run]
+) -> Row:
     run = item.run
     row: Row = dict.fromkeys(names) | {"base": run.base}
     if run.kind == "baseline":
@@ -50,13 +54,15 @@ def _row(names: Sequence[str], item: Item, record: dict[str, Any], metric: dict[
         row |= {"dataset": record["dataset"], "preference": record["preference"]}
     else:
         row |= {key: run.choices[key] for key in MAIN_AXES} | {"seed": run.config.seed}
-        row |= {key: run.choices[key] if key in GROUPS else _setting(run.config, key) for key in _further(names)}
+        row |= {key: _shared_setting(run, key, by_id) for key in _further(names)}
         row |= {"merge": None} if run.kind == "train" and "merge" in row else {}
         row |= {"inputs": run.axes["inputs"]} if run.kind == "merge" else {}
         row |= {"samples": record["step"] * run.config.train.batch_size} if run.kind == "train" else {}
     part = f"/{metric['part']}" if metric["part"] else ""
     if run.kind == "merge" and record["preference"]:
         part = f"/{_heldout_set(run, record)}"  # its inputs may be aligned to several
+    if record["key"].get("split", "test") != "test":
+        part += f"/{record['key']['split']}"
     row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": record["benchmark"] + part}
     row["metric"] = metric["name"]
     return row | {key: metric[key] for key in ("value", "stderr", "n", "higher_is_better")}
@@ -71,6 +77,16 @@ def _heldout_set(run: Run, record: dict[str, Any]) -> str:
     """The preference whose pairs a merge was scored on, with the dataset where its inputs have several."""
     several = len({scoring.dataset_name for scoring in run.scorings}) > 1
     return f"{record['dataset']}_{record['preference']}" if several else str(record["preference"])
+
+
+def _shared_setting(run: Run, key: str, by_id: Mapping[str, Run]) -> Any:
+    """What a run was made with; of a merge, what its inputs were, if that is one value."""
+    if key in GROUPS:
+        return run.choices[key]
+    if run.kind != "merge" or key.partition(".")[0] == "merge":
+        return _setting(run.config, key)
+    values = [_setting(by_id[parent].config, key) for parent in run.parents]
+    return values[0] if all(v == values[0] for v in values) else None
 
 
 def _setting(config: Any, dotted: str) -> Any:
@@ -133,9 +149,9 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
         return "No results yet.\n"
     keys = [*MAIN_AXES, *_further(columns(sweep)), "step"]
     varying = [k for k in keys if k in ("method", "peft") or len({str(row[k]) for row in table}) > 1]
-    # the base is told where one kind of adapter is evaluated on two
-    if len({(row["peft"], row["base"]) for row in table}) > len({row["peft"] for row in table}):
-        varying.insert(varying.index("peft") + 1, "base")
+    several = len({(row["peft"], row["base"]) for row in table}) > len({row["peft"] for row in table})
+    if several or any(row["kind"] == "merge" and row["base"] not in BYTES for row in table):
+        varying.insert(varying.index("peft") + 1, "base")  # not what the kind of adapter says
     if len({row["step"] for row in table if row["kind"] == "train"}) > 1:
         varying.append("samples")
     measures = list(dict.fromkeys((row["benchmark"], row["metric"]) for row in table))

@@ -7,7 +7,7 @@ runs/<id>/
     checkpoints/step-000100/     the adapter at each step asked for
     metrics.jsonl                one line a step
     attempt/                     a training in progress; committed as a whole when it is complete
-    merge.json, merged/          of a merge: its recipe, which is the product, and what was saved of it besides
+    merge.json, merged/<form>/   of a merge: its recipe, which is the product, and what was saved of it besides
     evaluations/<name>/          samples.jsonl.gz, and record.json written last
     progress.json, failed.json   what happens now; why it stopped
     train.log                    what the job printed
@@ -50,9 +50,8 @@ class RunDir:
     def adapter(self) -> Path:
         return self.path / "adapter"
 
-    @property
-    def merged(self) -> Path:
-        return self.path / "merged"
+    def merged(self, form: str) -> Path:
+        return self.path / "merged" / form
 
     @property
     def log(self) -> Path:
