@@ -286,16 +286,12 @@ def test_a_setting_of_a_when_that_the_run_does_not_have_is_left_out(grid: Grid) 
     assert found == [None, 0.3]
 
 
-# BUG (cells.py _holds): selector_keys() are those of all entries of the block, so a when on `method` holds for no input
-# of an entry whose selectors do not name the method, though its runs have one: the default.
 def test_a_when_holds_for_inputs_that_have_the_value_by_default(grid: Grid) -> None:
     more = "when: [{where: {method: sft}, set: {peft.r: 4}}]"
     sweep = grid(grid_of(block(PAIR, METHODS, more=more)))
     assert [inputs_of(sweep, run, "peft.r") for run in merges(sweep)] == [[(4,), (4,)], [(4,), (16,)]]
 
 
-# BUG (cells.py _filter): of an entry that does not name the key, the inputs are given the value instead of being asked
-# whether they have it: an SFT merge becomes a DPO merge.
 def test_a_key_of_the_selectors_never_makes_other_merges_than_the_grid_has(grid: Grid) -> None:
     text = grid_of(block(PAIR, METHODS, "[{method: dpo}, {method: dpo, peft.r: 8}]"))
     whole = {run.id for run in merges(grid(text))}
@@ -304,8 +300,6 @@ def test_a_key_of_the_selectors_never_makes_other_merges_than_the_grid_has(grid:
         assert {run.id for run in merges(grid(text, word))} < whole
 
 
-# BUG (expand.py _merge): the inputs are looked for without the values that the cell has from its own when axes (there
-# are several candidates then), or, for a when on `merge`, without the when at all (both ranks become one merge).
 @pytest.mark.parametrize("where", ["model: tiny", "merge: linear"])
 def test_each_merge_of_a_when_axis_has_inputs_of_its_own(grid: Grid, where: str) -> None:
     more = f"when: [{{where: {{{where}}}, axes: {{peft.r: [4, 8]}}}}]"
@@ -313,7 +307,6 @@ def test_each_merge_of_a_when_axis_has_inputs_of_its_own(grid: Grid, where: str)
     assert [inputs_of(sweep, run, "peft.r") for run in merges(sweep)] == [[(4,), (4,)], [(8,), (8,)]]
 
 
-# BUG (expand.py _needed): candidates that differ in nothing but parameters of the merge are one training run.
 def test_a_when_axis_of_the_merge_alone_has_the_same_inputs(grid: Grid) -> None:
     more = "when: [{where: {model: tiny}, axes: {merge.density: [0.3, 0.5]}}]"
     sweep = grid(grid_of(block(merge="dare_ties", more=more)))
@@ -380,7 +373,6 @@ def test_what_is_refused(grid_faults: GridFaults, case: str) -> None:
     assert len(found) == (2 if case in ("kind", "of the sweep") else 1)
 
 
-# BUG (language.py _block): how to merge does not depend on an input, so this is never read; it should be a fault.
 def test_a_parameter_of_the_merge_for_some_inputs_is_refused(grid_faults: GridFaults) -> None:
     more = "when: [{where: {preference: helpful}, set: {merge.density: 0.3}}]"
     (fault,) = grid_faults(grid_of(block(merge="dare_ties", more=more)))
@@ -417,8 +409,6 @@ def test_equal_merges_of_two_blocks_are_one_run(grid: Grid) -> None:
     assert merges(both)[0] == merges(first)[0]
 
 
-# BUG (expand.py _merge): a merge is scored as its inputs' runs are, and those have the config of the block that came
-# first; what the merge's own block says of its evaluation is lost where another block trains the same inputs.
 @pytest.mark.parametrize("first", [TRAINED, block()], ids=["inputs trained before", "merged before"])
 def test_a_merge_is_scored_as_its_own_block_says(grid: Grid, first: str) -> None:
     (run,) = merges(grid(grid_of(first, block(sets="evaluation.limit: 3"))))
@@ -426,20 +416,17 @@ def test_a_merge_is_scored_as_its_own_block_says(grid: Grid, first: str) -> None
     assert asked[-2:] == [("harmless", 3), ("helpful", 3)]
 
 
-# BUG: the same, with shipped grids: a search beside them has merges scored on the validation split.
 def test_a_search_beside_merges_does_not_change_how_they_are_scored() -> None:
     sweep = expand("+grid=rank,merge", "model=mistral_7b")
     assert {s.evaluation.heldout_split for run in merges(sweep) for s in run.scorings} == {"test"}
 
 
-# BUG (expand.py _merge, setdefault): the first block decides what is saved, and the other's wish is lost.
 @pytest.mark.parametrize("saves", [("none", "full"), ("full", "none")])
 def test_of_equal_merges_what_one_block_wants_saved_is_saved(grid: Grid, saves: tuple[str, str]) -> None:
     sweep = grid(grid_of(*(block(name=each, sets=f"merge.save: {each}") for each in saves)))
     assert [run.saves for run in merges(sweep)] == [("full",)]
 
 
-# BUG (expand.py _merge): scored at the max_steps of each input, though a merge is one thing and has no steps.
 def test_a_merge_of_runs_of_other_lengths_is_scored_once(grid: Grid, tmp_path: Path) -> None:
     more = "when: [{where: {method: dpo}, set: {train.max_steps: 8}}]"
     sweep = grid(grid_of(block(METHODS, sets="evaluation.benchmarks: [everyday_mc]", more=more)))
@@ -479,8 +466,6 @@ def test_a_selection_on_the_command_line_alone(tmp_path: Path) -> None:
     assert "peft.r" not in sweep.axis_keys
 
 
-# BUG (cells.py _filter): a key given on the command line that a cell has from the selection alone is compared with the
-# selected value, and the cell dropped; the command line goes before the selection (without one, this sets it).
 def test_the_command_line_goes_before_a_selection_where_another_cells_when_has_the_key(
     grid: Grid, tmp_path: Path
 ) -> None:

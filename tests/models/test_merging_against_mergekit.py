@@ -153,7 +153,7 @@ def test_every_merge_equals_mergekits_on_whole_models(
     for i, record in enumerate(records(sweep)):
         if record["merge"]["kind"] == "slerp" and record["merge"]["space"] == "delta":
             continue  # below
-        ours = weights_of(sweep / "outputs/runs" / record["run"] / "merged")
+        ours = weights_of(sweep / "outputs/runs" / record["run"] / "merged/full")
         theirs = by_mergekit(record, base, [wholes[parent] for parent in record["parents"]], tmp_path / str(i))
         assert furthest(ours, theirs) < TOLERANCE, record["run"]
         assert furthest(ours, plain) > 100 * TOLERANCE  # the merge does something that could be wrong
@@ -171,7 +171,7 @@ def test_every_merge_of_weight_changes_equals_mergekits_on_changes_over_a_zero_b
     for i, record in enumerate(records(sweep)):
         if record["merge"]["space"] == "weights":
             continue
-        ours = weights_of(sweep / "outputs/runs" / record["run"] / "merged")
+        ours = weights_of(sweep / "outputs/runs" / record["run"] / "merged/full")
         theirs = by_mergekit(record, zero, [changed[parent] for parent in record["parents"]], tmp_path / str(i))
         assert furthest({name: v - plain[name] for name, v in ours.items()}, theirs) < TOLERANCE, record["run"]
 

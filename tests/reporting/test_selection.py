@@ -151,8 +151,6 @@ def test_only_the_last_checkpoint_counts(tmp_path: Path) -> None:
     assert [c.settings["peft.r"] for c in chosen(tmp_path, sweep)] == [16]
 
 
-# BUG (selection.py _scores): the first record in the folder that is of the validation split is taken, whatever it was
-# taken under; of two searches over the same runs with other held-out pairs, both see the scores of one.
 def test_the_scores_are_those_that_this_search_asks_for(tmp_path: Path) -> None:
     few, many = (search("method=sft", "peft.r=8,16", f"evaluation.heldout={n}") for n in (8, 16))
     finish(tmp_path, few, response_loss({8: 1.0, 16: 2.0}, "peft.r"))
@@ -163,7 +161,6 @@ def test_the_scores_are_those_that_this_search_asks_for(tmp_path: Path) -> None:
     assert [c.settings["peft.r"] for sweep in (few, many) for c in chosen(tmp_path, sweep)] == [8, 16]
 
 
-# BUG (selection.py _scores): the same, for the scores of an adapter that was replaced by a later training.
 def test_the_scores_of_an_earlier_adapter_do_not_count(tmp_path: Path) -> None:
     sweep = search("method=sft", "peft.r=8,16")
     for attempt in range(4):  # folders are named by a hash: one pair might be in order by chance
@@ -179,8 +176,6 @@ def test_the_scores_of_an_earlier_adapter_do_not_count(tmp_path: Path) -> None:
         assert [c.settings["peft.r"] for c in chosen(tmp_path, sweep)] == [8 if attempt % 2 else 16], attempt
 
 
-# BUG (selection.py select): nothing is smaller than NaN and NaN is not smaller than anything, so a run that diverged
-# stays where it was, which is first.
 @pytest.mark.parametrize("diverged", [8, 16])
 def test_a_run_that_diverged_is_not_the_best(tmp_path: Path, diverged: int) -> None:
     sweep = search("method=sft", "peft.r=8,16")
@@ -324,8 +319,6 @@ def broken(*_: object) -> str:
     raise OSError("the disk is full")
 
 
-# BUG (selection.py select, write_selection): a setting that the runs of a group do not have (method.beta, of SFT) is
-# written as null, and the file is refused when it is read.
 def test_a_setting_that_one_method_lacks_is_not_selected_for_it(tmp_path: Path) -> None:
     sweep = search("method=sft,dpo", "method.beta=0.1,0.2", "peft.r=8,16")
     finish(tmp_path, sweep, lambda run: {"response_loss": 1.0, "reward_accuracy": 0.5, "dpo_loss": 0.7})
