@@ -492,6 +492,22 @@ def test_inputs_of_a_merge_have_what_was_selected_for_their_method(grid: Grid, t
     assert inputs_of(sweep, merges(sweep)[0], "method", "peft.r") == [("sft", 32), ("dpo", 8)]
 
 
+# BUG (expand.py _input): the cell of an input has its complete values for `outer`, so what `when` or a selection sets
+# for DPO (here the learning rate) goes to its SFT run too, which is then another one than the block gives.
+@pytest.mark.parametrize("selected", [False, True])
+def test_the_sft_run_that_an_input_starts_from_is_the_one_that_is_an_input_too(
+    grid: Grid, tmp_path: Path, selected: bool
+) -> None:
+    sets = "[{where: {method: dpo}, set: {train.learning_rate: 0.5}}, {where: {method: sft}, set: {peft.r: 4}}]"
+    entry = "[{method: sft}, {method: dpo, method.init: sft}]"
+    text = grid_of(block(entry, more="" if selected else f"when: {sets}"))
+    sweep = grid(text, *([selection(tmp_path, f"when: {sets}")] if selected else []))
+    (run,) = merges(sweep)
+    assert inputs_of(sweep, run, "peft.r", "train.learning_rate") == [(4, 2e-4), (4, 0.5)]
+    sft, dpo = (sweep.by_id()[parent] for parent in run.parents)
+    assert dpo.parents == (sft.id,)
+
+
 def test_a_selection_changes_no_baseline(tmp_path: Path) -> None:
     words = ("method=sft,dpo", "model=tiny")
     plain, selected = expand(*words), expand(*words, selection(tmp_path, BOTH))
