@@ -62,33 +62,33 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> ConfigSpace:
 def make(space: ConfigSpace, tmp_path: Path) -> Make:
     """The merge that the words ask for, its inputs on disk."""
 
-    def made(*words: str) -> Made:
+    def made(*words: str, std: float = 0.1) -> Made:
         *inputs, run = expand("+grid=pair", *words, space=space).runs
         for i, parent in enumerate(inputs):
-            leave_trained(RunDir(tmp_path, parent.id), parent, seed=i)
+            leave_trained(RunDir(tmp_path, parent.id), parent, i, std)
         return run, RunDir(tmp_path, run.id)
 
     return made
 
 
-def leave_trained(directory: RunDir, run: Run, seed: int) -> None:
+def leave_trained(directory: RunDir, run: Run, seed: int, std: float) -> None:
     """A run's adapter with random weights, made by PEFT, and the record of its training."""
     if directory.train_record():
         return
     peft = run.config.peft
     torch.manual_seed(seed)
     shape = LoraConfig(task_type="CAUSAL_LM", r=peft.r, lora_alpha=peft.alpha, target_modules=peft.target_modules)
-    disturbed(get_peft_model(plain_base(), shape)).save_pretrained(str(directory.adapter))
+    disturbed(get_peft_model(plain_base(), shape), std).save_pretrained(str(directory.adapter))
     files = inventory(directory.adapter, [path.name for path in directory.adapter.iterdir()], Digests())
     saved = {"files": files, "digest": digest_of(files)}
     write_json(directory.path / "train.json", {"format": FORMAT, "run": run.id, "checkpoints": {"4": saved}})
 
 
-def disturbed(model: Any) -> Any:
+def disturbed(model: Any, std: float = 0.1) -> Any:
     """A model whose fresh adapter changes it."""
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=std)
     return model
 
 
@@ -224,6 +224,20 @@ def test_slerp_of_whole_weights_is_linear_where_they_are_nearly_parallel_and_onl
     assert coefficients(merged, base, [10 * change for change in changes]) is None
 
 
+def test_an_arc_between_nearly_parallel_weights_is_a_line_and_so_an_adapter(make: Make) -> None:
+    run, directory = made = make("merge=slerp", "merge.space=weights", "merge.t=0.3", "merge.save=adapter", std=0.002)
+    own = saved(run, directory)
+    assert (own["rank"], own["relative_error"]) == (4 + 6, 0.0)
+    loaded = weights_of(PeftModel.from_pretrained(plain_base(), directory.merged("adapter")).merge_and_unload())
+    assert furthest(loaded, merged_weights(made)) < TOLERANCE
+    assert furthest(loaded, weights_of(plain_base())) > 100 * TOLERANCE
+
+
+def test_an_arc_between_other_weights_is_refused(make: Make) -> None:
+    with pytest.raises(MergeRefused):
+        saved(*make("merge=slerp", "merge.space=weights", "merge.save=adapter", std=0.5))
+
+
 def test_a_linear_merge_is_pefts_own_of_the_same_adapters(make: Make) -> None:
     run, directory = make("merge.save=adapter")
     saved(run, directory)
@@ -277,6 +291,15 @@ def test_with_the_tolerance_for_it_its_error_is_recorded(make: Make) -> None:
     assert details["relative_error"] == pytest.approx((sum(wrong) / whole) ** 0.5, rel=1e-4)
     assert details["relative_error"] == pytest.approx((sum(tails) / whole) ** 0.5, rel=1e-4)  # the best there is
     assert details["relative_error"] > 0.1
+
+
+def test_the_tolerance_is_for_the_adapter_as_a_whole(make: Make) -> None:
+    run, directory = make(*SPARSE, "merge.save_tolerance=1")
+    error = saved(run, directory)["relative_error"]
+    above, below = (make(*SPARSE, f"merge.save_tolerance={error * factor}")[0] for factor in (1.001, 0.999))
+    assert saved(above, directory)["relative_error"] == error
+    with pytest.raises(MergeRefused):
+        saved(below, directory)
 
 
 def test_enough_rank_for_every_module_loses_nothing(make: Make) -> None:

@@ -116,20 +116,25 @@ def complete(space: ConfigSpace, block: Block, outer: Mapping[str, Any], inner: 
     return {**chosen, **values}
 
 
-def input_values(space: ConfigSpace, cell: Cell, selector: Selector) -> tuple[dict[str, Any], frozenset[str]]:
-    """The values of one input of a merge, and which of them a selection chose.
-
-    They are the merge's own and the selector's, and what `when` says of inputs like this one.
-    """
-    values = {k: v for k, v in cell.values.items() if k not in cell.selected and k.partition(".")[0] != "merge"}
-    values |= {k: v for k, v in cell.outer.items() if k.partition(".")[0] != "merge" and k not in values}
-    values |= selector
+def input_cell(space: ConfigSpace, cell: Cell, selector: Selector) -> Cell:
+    """The training run that is one input of a merge: the merge's values, the selector's, and what `when` says of it."""
+    outer = cell.outer | {k: v for k, v in cell.values.items() if k not in cell.selected} | selector
+    outer = {k: v for k, v in outer.items() if k.partition(".")[0] != "merge"}
+    values = dict(outer)
     for when in cell.block.when:
         if set(when.where) & cell.block.selector_keys() and matches(space, when.where, values):
             values |= {k: v for k, v in when.settings.items() if k not in cell.block.fixed}
     given = frozenset(values)
     values = complete(space, replace(cell.block, when=(), fixed={}), values, {})
-    return {k: v for k, v in values.items() if applies(space, k, values)}, frozenset(values) - given
+    selected = frozenset(values) - given
+    values = {k: v for k, v in values.items() if applies(space, k, values)}
+    block = replace(cell.block, inputs=(), fixed=cell.block.fixed | selector)
+    return Cell(block, values, (), outer, (), selected, cell.allowed)
+
+
+def takes_selected(space: ConfigSpace, cell: Cell) -> bool:
+    """Whether a selection gives a value to the cell, or to an input of its merge."""
+    return bool(cell.selected) or any(input_cell(space, cell, selector).selected for selector in cell.inputs)
 
 
 def _holds(space: ConfigSpace, block: Block, where: Mapping[str, list[Any]], values: Mapping[str, Any]) -> bool:
@@ -206,7 +211,7 @@ def narrow(
             kept = [new for cell in kept for new in _filter(space, cell, override.key, values)]
             notes.append(f"{override.text}: block {block.name}: {len(kept)} of {before} cells kept")
         if block.selected:
-            reached = sum(bool(cell.selected) for cell in kept)
+            reached = sum(takes_selected(space, cell) for cell in kept)
             notes.append(f"+selected: block {block.name}: {reached} of {len(kept)} cells take values from it")
         for cell in kept:
             reason = next((e.reason for e in block.exclude if matches(space, e.where, cell.values)), None)
@@ -215,6 +220,9 @@ def narrow(
             else:
                 excluded.append(Excluded(cell.values, reason))
     _check_reached(space, checked, cells, faults)
+    if cells and any(block.selected for block in blocks) and not any(takes_selected(space, cell) for cell in cells):
+        hint = "its where lists match no run, or the grid and the command line set all of it"
+        faults.append(Fault("+selected", "no run takes a value from it", hint))
     if not faults and not cells:
         faults.append(
             Fault(" ".join(o.text for o in overrides) or "grid", "no run is left", "see the blocks of the grid")
@@ -254,7 +262,7 @@ def _filter(space: ConfigSpace, cell: Cell, key: str, values: list[Any]) -> list
         and key.partition(".")[0] != "merge"
         and (key in cell.block.selector_keys() or key not in cell.values)
     ):
-        of_inputs = [input_values(space, cell, selector)[0] for selector in cell.inputs]
+        of_inputs = [input_cell(space, cell, selector).values for selector in cell.inputs]
         having = [each for each in of_inputs if applies(space, key, each)]
         return [cell] if all(space.value(each, key) in values for each in having) else []
     if key in cell.values and key not in cell.selected:
@@ -321,7 +329,7 @@ def _check_reached(
     """A setting that only some kinds have must reach at least one run."""
     for override, _ in checked:
         leaf = validate.leaves().get(override.key)
-        if leaf is None or leaf.kinds is None or not cells:
+        if leaf is None or leaf.kinds is None or not any(takes(cell.block, override.key) for cell in cells):
             continue
         if not any(_applies_to(space, override.key, cell) for cell in cells):
             group = override.key.partition(".")[0]

@@ -29,8 +29,8 @@ from peft_align.config.schema import (
 )
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import find_benchmark
-from peft_align.grid.cells import Cell, Excluded, applies, check_overrides, complete, input_values, narrow, when_values
-from peft_align.grid.language import Block, Selector, When, check_value, load_grid, load_selection
+from peft_align.grid.cells import Cell, Excluded, applies, check_overrides, complete, input_cell, narrow, when_values
+from peft_align.grid.language import Block, When, check_value, load_grid, load_selection
 
 INHERITED = ("r", "alpha", "target_modules")  # what a run takes from the adapter that it continues
 
@@ -287,13 +287,14 @@ class _Builder:
     def _merge(self, cell: Cell) -> None:
         """The merge of one cell, and the training runs that are its inputs."""
         place = f"block {cell.block.name}"
-        found = [self._input(cell, selector) for selector in cell.inputs]
+        asked = [input_cell(self.space, cell, selector) for selector in cell.inputs]
+        found = [self._run(each.values, (), each, parent_only=True) for each in asked]
         inputs = [run for run in found if run is not None]
         if len(inputs) < len(found):
             return
         first = inputs[0]
         choices = first.choices | {k: v for k, v in cell.values.items() if k in GROUPS}
-        assigned = input_values(self.space, cell, cell.inputs[0])[0] | cell.values | self.whole
+        assigned = asked[0].values | cell.values | self.whole
         assigned = {k: v for k, v in assigned.items() if k not in GROUPS and applies(self.space, k, choices)}
         built = self.space.build(choices, assigned, self.faults)
         if built is None:
@@ -318,11 +319,6 @@ class _Builder:
             scoring = self._scoring(dataclasses.replace(each.config, evaluation=own.evaluation), each.choices, steps)
             if scoring not in run.scorings:
                 run.scorings.append(scoring)
-
-    def _input(self, cell: Cell, selector: Selector) -> Run | None:
-        values, selected = input_values(self.space, cell, selector)
-        block = dataclasses.replace(cell.block, inputs=(), fixed=cell.block.fixed | selector)
-        return self._run(values, (), Cell(block, values, (), values, (), selected, cell.allowed), parent_only=True)
 
     def _baselines(self, trained: Sequence[Run]) -> list[Run]:
         baselines: dict[str, Run] = {}

@@ -117,7 +117,8 @@ class Worker:
                 raise
             except Exception as error:  # one failed run never stops the others
                 traceback.print_exc()
-                self._bases = None  # it may not be as it was
+                if not isinstance(error, Blocked):
+                    self._bases = None  # it may not be as it was
                 if isinstance(error, Damaged) and stage == "evaluate" and run.kind == "train":
                     directory.discard_record()
                 directory.fail(stage, reason(error), log=str(directory.log))
