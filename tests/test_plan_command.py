@@ -106,3 +106,19 @@ def test_people_are_shown_counts_axes_and_what_is_to_do(verb: Verb) -> None:
 def test_help_shows_three_examples_whatever_else_is_given(verb: Verb, name: str) -> None:
     text = verb(name, "method.betta=1", "--help", check=True).stdout
     assert sum(line.strip().startswith("python -m peft_align.") for line in text.splitlines()) == 3
+
+
+def test_what_the_hub_must_provide_is_told_before_anything_trains(
+    verb: Verb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
+    (tmp_path / "mirror/SaylorTwift/bbh").mkdir(parents=True)
+    words = ("model=mistral_7b", "evaluation.benchmarks=[bbh,gsm8k,preference]", "hub.mirror=mirror")
+    needed = ["Anthropic/hh-rlhf", "mistralai/Mistral-7B-v0.1", "openai/gsm8k"]
+    assert planned(verb, *words)["from_hub"] == needed
+    assert "to be read from the hub: Anthropic/hh-rlhf" in verb("plan", *words, check=True).stdout
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused = verb("sweep", *words)
+    assert refused.returncode == 2
+    assert all(name in refused.stderr for name in needed)
+    assert not (tmp_path / "outputs").exists()

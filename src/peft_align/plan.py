@@ -28,6 +28,7 @@ from peft_align.cli import Asked, ask, resolved, run_verb
 from peft_align.config.schema import Dataset, Model
 from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, human_time, seconds_left
 from peft_align.grid.planner import Item
+from peft_align.sweep import not_here
 
 KINDS = ("train", "merge", "baseline")
 SHOWN_REASONS = 12
@@ -73,6 +74,7 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         ],
         "overrides": asked.sweep.notes,
         "unpinned": sorted({name for item in own for name in _unpinned(item)}),
+        "from_hub": sorted(repo for _, repo in not_here([item for item in items if not item.done])),
         "trainable_parameters": trainable(own),
         "disk_bytes": disk_bytes(items),
         "training_seconds": seconds,
@@ -136,6 +138,8 @@ def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool) -> None:
         console.print(
             f"unpinned: {names}: their newest revision will be read; the records keep the commit", markup=False
         )
+    if content["from_hub"]:
+        console.print(f"not on this machine, to be read from the hub: {', '.join(content['from_hub'])}", markup=False)
     for entry in content["trainable_parameters"][:SHOWN_REASONS]:
         count = f"{entry['parameters']:,}" if entry["parameters"] is not None else "unknown: other modules"
         line = f"trainable parameters: {count} ({entry['model']}, {entry['method']}, rank {entry['r']})"

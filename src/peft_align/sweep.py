@@ -26,7 +26,7 @@ from peft_align.cli import FAILED, ask, resolved, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.grid.planner import Item
 from peft_align.report import write_report
-from peft_align.store.hub import dataset_folder, model_folder
+from peft_align.store.hub import is_here, model_folder
 from peft_align.store.runs import RunDir
 from peft_align.store.sweeps import write_manifest
 
@@ -71,6 +71,9 @@ def check_inputs(items: Sequence[Item]) -> None:
     from peft_align.store.records import cache_dir
 
     faults: list[Fault] = []
+    for (kind, repo), why in not_here(items).items() if offline() else ():
+        what = f"the {kind} {repo} is neither in the mirror nor in the hub's cache, and the hub is switched off"
+        faults.append(Fault(why, what, "set hub.mirror=DIR to a folder that has it"))
     for item in items:
         config = item.run.config
         mirror = config.hub.mirror
@@ -83,13 +86,30 @@ def check_inputs(items: Sequence[Item]) -> None:
             faults.append(
                 Fault(f"model={item.run.choices['model']}", what, "make it once: python scripts/fetch_smollm2.py")
             )
-        folder = dataset_folder(config.dataset, mirror)
-        if folder is None and mirror is not None and offline():
-            faults.append(
-                Fault(f"dataset={item.run.choices['dataset']}", f"{config.dataset.hub_id} is not in {mirror}")
-            )
     if faults:
         raise InputError(faults)
+
+
+def not_here(items: Sequence[Item]) -> dict[tuple[str, str], str]:
+    """What the hub must provide for what is to be done: (dataset or model, repository) -> which option needs it."""
+    needed: dict[tuple[str, str, str | None, str | None], str] = {}
+    for item in items:
+        config, choices, mirror = item.run.config, item.run.choices, item.run.config.hub.mirror
+        if config.model.source == "hub":
+            needed["model", str(config.model.hub_id), config.model.revision, mirror] = f"model={choices['model']}"
+        used = [(config.dataset, choices["dataset"])] if item.run.kind == "train" and item.to_make else []
+        for request, _ in item.missing:
+            if request.config.kind == "preference":
+                used.append((request.scoring.dataset, request.scoring.dataset_name))
+            needed |= {
+                ("dataset", repo, None, mirror): f"benchmark {request.benchmark}" for repo in request.config.data
+            }
+        needed |= {("dataset", d.hub_id, d.revision, mirror): f"dataset={name}" for d, name in used if d.hub_id}
+    return {
+        (kind, repo): why
+        for (kind, repo, revision, mirror), why in needed.items()
+        if not is_here(repo, revision, kind, mirror)
+    }
 
 
 def offline() -> bool:

@@ -38,7 +38,7 @@ cli_evaluate()
 def ours(run: Run, root: Path, base: Base) -> dict[tuple[str, int], dict[str, Any]]:
     """The samples of the run's lm-eval benchmark, by task and document."""
     directory, planner = RunDir(root, run.id), Planner(root, run.config.hub.mirror)
-    if run.kind == "train" and planner.item(run).train:
+    if run.kind == "train" and planner.item(run).to_make:
         train(run, directory, base, lambda metrics, step: None)
     Suite().evaluate(run, directory, base, [request for request, _ in planner.item(run).missing])
     item = planner.item(run)

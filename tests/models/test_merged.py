@@ -350,6 +350,15 @@ def test_an_adapter_of_another_rank_than_the_saved_one_is_to_be_made(make: Make)
     assert Planner(directory.root, None).item(smaller).to_save == ("adapter",)
 
 
+def test_what_was_saved_on_another_base_is_to_be_saved_again(make: Make) -> None:
+    run, directory = make("merge.save=adapter")
+    saved(run, directory)
+    record = directory.merge_record() or {}
+    record["saved"]["adapter"]["inputs"]["model"]["digest"] = "of other weights"
+    write_json(directory.path / "merge.json", record)
+    assert Planner(directory.root, None).item(run).to_save == ("adapter",)
+
+
 # --- random masks
 
 

@@ -11,7 +11,7 @@ from sweeping import expand, trained
 
 from peft_align.config.identity import short_hash
 from peft_align.config.schema import Model
-from peft_align.store.hub import dataset_folder, mirrored, model_folder
+from peft_align.store.hub import dataset_folder, is_here, mirrored, model_folder
 from peft_align.store.sweeps import latest_manifest, sweep_dir, write_manifest
 
 REPO = "Org/name"
@@ -112,3 +112,18 @@ def test_the_sweep_started_last_is_remembered(tmp_path: Path) -> None:
         found = latest_manifest(tmp_path)
         assert found is not None
         assert found["command"] == words
+
+
+def test_a_repository_is_here_in_the_mirror_or_in_the_hubs_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert not is_here(REPO, None, "dataset", str(tmp_path))
+    make(tmp_path, REPO)
+    assert is_here(REPO, None, "dataset", str(tmp_path))
+    assert not is_here("Org/other", None, "model", str(tmp_path))
+    make(tmp_path, "cache/models--Org--other/snapshots/0123")
+    assert not is_here("Org/other", None, "model", None)  # a download that was never finished
+    (tmp_path / "cache/models--Org--other/snapshots/0123/config.json").touch()
+    assert is_here("Org/other", None, "model", None)
+    assert not is_here("Org/other", None, "dataset", None)

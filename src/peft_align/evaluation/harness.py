@@ -44,6 +44,12 @@ def counting_model(model: Any, tokenizer: Any, batch_size: int, tick: Callable[[
             tick(self.done)
             return result
 
+        def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
+            result = super()._model_generate(context, *args, **kwargs)
+            self.done += len(context)
+            tick(self.done)
+            return result
+
     return CountingHFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
 
 

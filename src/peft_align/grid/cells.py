@@ -181,6 +181,7 @@ def narrow(
             faults.append(Fault(override.text, what, "e.g. +grid=merge; see docs/grids.md"))
         owners = [block for block in blocks if override.key in block.own_keys()]
         known = any(v in _all_values(block, override.key) for block in owners for v in values)
+        known = known and not is_operational(override.key)  # what makes no other run leaves none out
         if owners and known:
             filters.append((override, values))
         for i, block in enumerate(edited):
@@ -256,12 +257,15 @@ def _without(when: When, key: str) -> When:
     return When(when.where, axes, {k: v for k, v in when.settings.items() if k != key})
 
 
+def _asked_of_inputs(cell: Cell) -> set[str]:
+    """The keys that a merge's inputs may differ in, and the groups of which the merge itself says nothing."""
+    selectors = cell.block.selector_keys()
+    told_apart = {key for w in cell.block.when if set(w.where) & selectors for key in w.settings}
+    return selectors | told_apart | (set(GROUPS) - {"merge"} - set(cell.values))
+
+
 def _filter(space: ConfigSpace, cell: Cell, key: str, values: list[Any]) -> list[Cell]:
-    if (
-        cell.inputs
-        and key.partition(".")[0] != "merge"
-        and (key in cell.block.selector_keys() or key not in cell.values)
-    ):
+    if cell.inputs and key in _asked_of_inputs(cell):
         of_inputs = [input_cell(space, cell, selector).values for selector in cell.inputs]
         having = [each for each in of_inputs if applies(space, key, each)]
         return [cell] if all(space.value(each, key) in values for each in having) else []

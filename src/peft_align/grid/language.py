@@ -195,7 +195,8 @@ def _inputs(
         for key in sorted({key for selector in selectors for key in selector}):
             if key in taken:
                 faults.append(Fault(f"{place}.{key}", "is an axis or a setting of the block already"))
-            if key.partition(".")[0] == "merge" or is_operational(key):
+            head = key.partition(".")[0]
+            if head == "merge" or (is_operational(key) and head not in SWEEP_LEVEL):
                 faults.append(Fault(f"{place}.{key}", "tells no training run from another"))
         if any(selector in selectors[:j] for j, selector in enumerate(selectors)):
             faults.append(Fault(place, "names one input twice"))
@@ -226,7 +227,7 @@ def load_selection(space: ConfigSpace, path: Path) -> tuple[When, ...]:
     addressable = [*validate.leaves(), *GROUPS]
     whens = [
         _when(space, entry, f"{path}: when[{i}]", addressable, faults)
-        for i, entry in enumerate(_list(node, "when", f"{path}: ", faults))
+        for i, entry in enumerate(_list(node, "when", str(path), faults))
     ]
     for i, when in enumerate(whens):
         for key in when.settings:

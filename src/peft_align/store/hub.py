@@ -53,6 +53,15 @@ def model_folder(model: Model, mirror: str | None) -> Path | None:
     return folder if (folder / "complete.json").is_file() else None
 
 
+def is_here(repo_id: str, revision: str | None, kind: str, mirror: str | None) -> bool:
+    """Whether a repository ("dataset" or "model") is on this machine: in the mirror or the hub's own cache."""
+    if mirrored(mirror, repo_id, revision) is not None:
+        return True
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    return any((cache / f"{kind}s--{repo_id.replace('/', '--')}" / "snapshots").glob("*/*"))
+
+
 def fetch_snapshot(
     repo_id: str, revision: str | None, kind: str, patterns: list[str] | None = None
 ) -> tuple[Path, str]:
