@@ -66,12 +66,17 @@ def verb(argv: list[str]) -> int:
     return FAILED if failed else 0
 
 
-def check_inputs(items: Sequence[Item]) -> None:
-    """Before anything starts: models and data that only this machine can provide are there. Raises InputError."""
+def check_inputs(items: Sequence[Item], *, evaluating: bool = True) -> None:
+    """Before anything starts: models and data that only this machine can provide are there. Raises InputError.
+
+    Args:
+        items: what is to be done.
+        evaluating: whether the runs are evaluated too, or only made.
+    """
     from peft_align.store.records import cache_dir
 
     faults: list[Fault] = []
-    for (kind, repo), why in not_here(items).items() if offline() else ():
+    for (kind, repo), why in not_here(items, evaluating=evaluating).items() if offline() else ():
         what = f"the {kind} {repo} is neither in the mirror nor in the hub's cache, and the hub is switched off"
         faults.append(Fault(why, what, "set hub.mirror=DIR to a folder that has it"))
     for item in items:
@@ -90,7 +95,7 @@ def check_inputs(items: Sequence[Item]) -> None:
         raise InputError(faults)
 
 
-def not_here(items: Sequence[Item]) -> dict[tuple[str, str], str]:
+def not_here(items: Sequence[Item], *, evaluating: bool = True) -> dict[tuple[str, str], str]:
     """What the hub must provide for what is to be done: (dataset or model, repository) -> which option needs it."""
     needed: dict[tuple[str, str, str | None, str | None], str] = {}
     for item in items:
@@ -98,7 +103,7 @@ def not_here(items: Sequence[Item]) -> dict[tuple[str, str], str]:
         if config.model.source == "hub":
             needed["model", str(config.model.hub_id), config.model.revision, mirror] = f"model={choices['model']}"
         used = [(config.dataset, choices["dataset"])] if item.run.kind == "train" and item.to_make else []
-        for request, _ in item.missing:
+        for request, _ in item.missing if evaluating else ():
             if request.config.kind == "preference":
                 used.append((request.scoring.dataset, request.scoring.dataset_name))
             needed |= {

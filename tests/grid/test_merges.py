@@ -370,7 +370,7 @@ def test_what_is_refused(grid_faults: GridFaults, case: str) -> None:
     text, message = REFUSED[case]
     found = grid_faults(grid_of(text))
     assert any(message in fault for fault in found)
-    assert len(found) == (2 if case in ("kind", "of the sweep") else 1)
+    assert len(found) == (2 if case == "kind" else 1)
 
 
 def test_a_parameter_of_the_merge_for_some_inputs_is_refused(grid_faults: GridFaults) -> None:
