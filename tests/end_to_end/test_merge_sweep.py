@@ -107,7 +107,7 @@ def test_what_is_saved_of_a_merge_lies_beside_its_recipe_and_is_not_made_twice(
     again = [path.stat().st_mtime_ns for path in sorted((tmp_path / "outputs/runs" / run / "merged").rglob("*"))]
     assert again == stamps
 
-    refused = verb("sweep", *words, "merge=dare_ties", "merge.save=adapter")
+    refused = verb("sweep", *words, "merge=dare_ties", "merge.save=adapter", "merge.save_rank=2")
     assert refused.returncode == 1
     assert "merge.save=full keeps all of it" in refused.stdout
     rows = (next((tmp_path / "outputs/sweeps").glob("*/results.csv")).parent.parent).glob("*/results.csv")

@@ -79,6 +79,7 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str) -> dict[str, An
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_name  # not the folder of this machine
+    config["target_modules"] = sorted(config["target_modules"])  # PEFT has a set: its order is another in each process
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     sync_tree(folder)
