@@ -67,10 +67,11 @@ class LocalLauncher:
     def run(self, items: Sequence[Item]) -> list[State]:
         """Start the workers, show what they do, and return the state of every run at the end."""
         items = order(items)
-        todo: list[Item] = []
-        for item in items:  # what starts from a run that is made again is looked at again
-            if not item.done or {each.run.id for each in todo} & set(item.run.parents):
-                todo.append(item)
+        remade: set[str] = set()  # and what starts from those, which is looked at again
+        for item in items:
+            if item.to_make or remade & set(item.run.parents):
+                remade.add(item.run.id)
+        todo = [item for item in items if not item.done or item.run.id in remade]
         self._again = {item.run.id for item in todo if item.done}
         for item in todo:  # an earlier failure is tried again
             RunDir(self.planner.root, item.run.id).clear_state() if not self._held(item) else None
