@@ -12,8 +12,9 @@ from pathlib import Path
 from peft_align.config.command_line import CommandLine, parse
 from peft_align.config.compose import ConfigSpace
 from peft_align.errors import Fault, InputError
-from peft_align.grid.expand import Sweep, build_sweep
+from peft_align.grid.expand import build_sweep
 from peft_align.grid.planner import Item, Planner, conditions
+from peft_align.grid.runs import Sweep
 from peft_align.grid.serialize import config_of
 from peft_align.store.sweeps import latest_manifest, sweep_dir
 

@@ -42,17 +42,28 @@ def model_identity(model: Model) -> dict[str, object]:
     return scientific(type(model), model) | shape
 
 
-def base_identity(config: Config) -> dict[str, object]:
+def base_identity(model: Model, peft: Peft) -> dict[str, object]:
     """What makes an unaligned base: the model and the precision it is held in."""
     return {
-        "model": model_identity(config.model),
-        "precision": {name: getattr(config.peft, name) for name in BASE_FIELDS},
+        "model": model_identity(model),
+        "precision": {name: getattr(peft, name) for name in BASE_FIELDS},
     }
+
+
+def evaluated_on(peft: Peft, base_precision: str | None) -> Peft:
+    """The settings with the precision of the base that is evaluated; None: that which was trained on."""
+    if base_precision in (None, peft.base_precision):
+        return peft
+    quantized = base_precision == "nf4"
+    compute = peft.compute_dtype if quantized else base_precision
+    return dataclasses.replace(
+        peft, base_precision=base_precision, double_quantization=quantized, compute_dtype=compute
+    )
 
 
 def baseline_id(config: Config, choices: Mapping[str, str]) -> str:
     """The id of an unaligned base at one precision."""
-    text = "baseline\n" + json.dumps(base_identity(config), sort_keys=True)
+    text = "baseline\n" + json.dumps(base_identity(config.model, config.peft), sort_keys=True)
     return f"{slug(['baseline', choices['model'], base_label(config.peft)])}-{short_hash(text)}"
 
 

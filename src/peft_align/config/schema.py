@@ -7,32 +7,10 @@ A group whose options have different fields (a method, a launcher, a tracker) ha
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Rule:
-    """What a field accepts besides its type."""
-
-    doc: str
-    scientific: bool = True
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None  # exclusive lower bound
-    choices: tuple[str, ...] | None = None
-    may_be_empty: bool = False  # a list without values
-    length: int | None = None  # of a list
-
-
-def value(doc: str, default: Any = MISSING, **rule: Any) -> Any:
-    """A scientific field."""
-    return field(default=default, metadata={"rule": Rule(doc, **rule)})
-
-
-def operational(doc: str, default: Any = MISSING, **rule: Any) -> Any:
-    """A field that is not part of the run id."""
-    return field(default=default, metadata={"rule": Rule(doc, scientific=False, **rule)})
+from peft_align.config.fields import operational, value
+from peft_align.config.judges import JUDGES, Classifier, Endpoint, LocalLM, NoJudge, Profanity
 
 
 @dataclass(frozen=True)
@@ -178,15 +156,11 @@ class Evaluation:
     heldout_split: str = operational("which pairs are held out", choices=("test", "validation"))
     batch_size: int = operational("sequences per forward pass", low=1)
     include_path: str | None = operational("folder of your own lm-eval task YAML files", default=None)
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    kind: str = value("what scores it", choices=("lm_eval", "preference"))
-    task: str | None = value("lm-eval task or group")
-    num_fewshot: int | None = value("examples in the prompt; null: the task's default", low=0)
-    metrics: list[str] = value("metrics shown in the table")
-    data: list[str] = value("dataset repositories it reads", may_be_empty=True)
+    base_precision: str | None = operational(
+        "precision of the base that is evaluated; null: that which was trained on",
+        default=None,
+        choices=("bf16", "fp32", "nf4"),
+    )
 
 
 @dataclass(frozen=True)
@@ -226,6 +200,7 @@ class Config:
     merge: NoMerge | Slerp | Arithmetic
     train: Train
     evaluation: Evaluation
+    judge: NoJudge | Endpoint | LocalLM | Classifier | Profanity
     launcher: Local
     tracker: NoTracker | Wandb
     seed: int = value("seeds the adapter, the order of samples and dropout", low=0, high=2**31 - 1)
@@ -243,6 +218,7 @@ GROUPS: dict[str, type | dict[str, type]] = {
     "merge": {"none": NoMerge, "slerp": Slerp, "arithmetic": Arithmetic},
     "train": Train,
     "evaluation": Evaluation,
+    "judge": JUDGES,
     "launcher": {"local": Local},
     "tracker": {"none": NoTracker, "wandb": Wandb},
 }

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peft_align.config.schema import GROUPS, Config, Rule
+from peft_align.config.fields import Rule
+from peft_align.config.schema import GROUPS, Config
 from peft_align.errors import Fault, InputError, suggest
 
 

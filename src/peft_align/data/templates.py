@@ -52,6 +52,10 @@ def chat(prompt: Sequence[Message], tokenizer: Any) -> list[str]:
     return [tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)]
 
 
+# What a model writes when it goes on with the user's next turn instead of ending its own.
+STOPS: dict[str, tuple[str, ...]] = {"vicuna": ("USER:",), "mistral": ("[INST]",), "chat": ()}
+
+
 def render(template: str, prompt: Sequence[Message], tokenizer: Any) -> tuple[list[str], str]:
     """The segments of a prompt, and what stands between it and the response (a blank, or nothing)."""
     if template == "chat":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_align.data.pairs import Pair
+from peft_align.data.pairs import Message, Pair
 from peft_align.data.templates import render
 
 MINIMUM_PROMPT_SHARE = 4  # a prompt is cut down to a quarter of max_length at most
@@ -42,16 +42,37 @@ def tokenize(
     return done, dict(cut)
 
 
-def _encode(pair: Pair, tokenizer: Any, template: str) -> TokenizedPair:
-    segments, gap = render(template, pair.prompt, tokenizer)
+def prompt_ids(prompt: Sequence[Message], tokenizer: Any, template: str) -> list[int]:
+    """The token ids of a prompt, up to where the response begins: as in training."""
+    earlier, last_ids, _, _ = _encode_prompt(prompt, tokenizer, template)
+    return earlier + last_ids
+
+
+def cut_prompt(ids: list[int], room: int, bos: int | None) -> list[int]:
+    """A prompt that is too long loses its beginning; its beginning-of-sequence token stays."""
+    if len(ids) <= room:
+        return ids
+    return [ids[0], *ids[len(ids) - room + 1 :]] if ids[0] == bos and room > 1 else ids[-room:]
+
+
+def _options(template: str) -> dict[str, bool]:
     # A chat template writes special tokens as text. The others hold none: what spells one there is the data's.
-    options = {"add_special_tokens": False, "split_special_tokens": template != "chat"}
-    encoded = tokenizer(segments, **options)["input_ids"]
-    eos = [tokenizer.eos_token_id]
-    earlier = [token for ids in encoded[:-1] for token in [*ids, *eos]]
+    return {"add_special_tokens": False, "split_special_tokens": template != "chat"}
+
+
+def _encode_prompt(prompt: Sequence[Message], tokenizer: Any, template: str) -> tuple[list[int], list[int], str, str]:
+    """Ids of the earlier segments and of the last one, the last one's text, and the gap before the response."""
+    segments, gap = render(template, prompt, tokenizer)
+    encoded = tokenizer(segments, **_options(template))["input_ids"]
+    earlier = [token for ids in encoded[:-1] for token in [*ids, tokenizer.eos_token_id]]
     if template != "chat" and tokenizer.bos_token_id is not None:  # a chat template writes its own
         earlier = [tokenizer.bos_token_id, *earlier]
-    last, last_ids = segments[-1], encoded[-1]
+    return earlier, encoded[-1], segments[-1], gap
+
+
+def _encode(pair: Pair, tokenizer: Any, template: str) -> TokenizedPair:
+    earlier, last_ids, last, gap = _encode_prompt(pair.prompt, tokenizer, template)
+    options, eos = _options(template), [tokenizer.eos_token_id]
     texts = [f"{last}{gap}{response}" for response in (pair.chosen, pair.rejected)]
     wholes = tokenizer(texts, **options)["input_ids"]
     responses = []
@@ -72,7 +93,7 @@ def _truncate(pair: TokenizedPair, max_length: int, bos: int | None, cut: Counte
     prompt = pair.prompt
     if len(prompt) > room:
         cut["truncated prompts"] += 1
-        prompt = [prompt[0], *prompt[len(prompt) - room + 1 :]] if prompt[0] == bos and room > 1 else prompt[-room:]
+        prompt = cut_prompt(prompt, room, bos)
     left = max_length - len(prompt)
     cut["truncated responses"] += (len(pair.chosen) > left) + (len(pair.rejected) > left)
     return TokenizedPair(pair.id, prompt, pair.chosen[:left], pair.rejected[:left])

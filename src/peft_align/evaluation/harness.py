@@ -11,11 +11,11 @@ from typing import Any
 
 import datasets
 
-from peft_align.config.schema import Benchmark
+from peft_align.config.benchmarks import LmEval
 from peft_align.errors import Fault, InputError
 from peft_align.evaluation.scores import Metric, Scores
 from peft_align.grid.benchmarks import OWN_TASKS
-from peft_align.grid.expand import Scoring
+from peft_align.grid.runs import Scoring
 from peft_align.models.loading import Base
 from peft_align.store.hub import mirrored, names_below
 from peft_align.store.records import Digests, digest_of, inventory
@@ -54,7 +54,7 @@ def counting_model(model: Any, tokenizer: Any, batch_size: int, tick: Callable[[
 
 
 def evaluate(
-    benchmark: Benchmark,
+    benchmark: LmEval,
     scoring: Scoring,
     base: Base,
     model: Any,

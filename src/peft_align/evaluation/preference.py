@@ -24,7 +24,7 @@ from peft_align.data.order import sample_order
 from peft_align.data.sources import load_split
 from peft_align.data.tokenization import TokenizedPair, tokenize
 from peft_align.evaluation.scores import Scores, mean_metric
-from peft_align.grid.expand import Run, Scoring
+from peft_align.grid.runs import Run, Scoring
 from peft_align.models.adapters import loaded_adapter
 from peft_align.models.loading import Base
 from peft_align.models.scoring import response_log_probabilities

@@ -14,8 +14,8 @@ from typing import Any
 from peft_align.evaluation import harness
 from peft_align.evaluation.preference import PreferenceBenchmark
 from peft_align.evaluation.scores import Scores
-from peft_align.grid.expand import Run
 from peft_align.grid.planner import Request
+from peft_align.grid.runs import Run
 from peft_align.models.adapters import loaded_adapter
 from peft_align.models.loading import Base
 from peft_align.models.merged import merged_model

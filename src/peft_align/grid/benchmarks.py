@@ -1,30 +1,53 @@
-"""Benchmarks by name: an option of conf/benchmark/, or any lm-eval task."""
+"""Benchmarks and judges by name: an option of conf/benchmark/, or any lm-eval task; an option of conf/judge/."""
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from peft_align.config import validate
+from peft_align.config.benchmarks import BENCHMARKS, JUDGED_BY, AlpacaEval, Benchmark, Generated, RedInstruct
 from peft_align.config.compose import ConfigSpace
-from peft_align.config.schema import Benchmark
-from peft_align.errors import Fault, suggest
+from peft_align.config.judges import JUDGES, Judge, NoJudge
+from peft_align.errors import Fault, InputError, suggest
+from peft_align.store.hub import mirrored
 from peft_align.store.records import Digests, digest_of, inventory
 
-OWN_TASKS = Path(__file__).parents[1] / "evaluation" / "tasks"  # lm-eval tasks that the package carries
+EVALUATION = Path(__file__).parents[1] / "evaluation"
+OWN_TASKS = EVALUATION / "tasks"  # lm-eval tasks that the package carries
+RED_INSTRUCT = "declare-lab/red-instruct"
+QUESTIONS = ("harmful_questions/dangerousqa.json", "dangerousqa.json")  # in a clone, or beside the prompts
+OWN_PROMPTS = EVALUATION / "prompts"  # for judges
 
 
-def find_benchmark(space: ConfigSpace, name: str, include_path: str | None, faults: list[Fault]) -> Benchmark | None:
-    """The benchmark's settings; a name that is no option is looked for among lm-eval's tasks."""
-    where = f"evaluation.benchmarks: {name}"
+def find_benchmark(
+    space: ConfigSpace, name: str, include_path: str | None, tuned: Mapping[str, Any], faults: list[Fault]
+) -> Benchmark | None:
+    """The benchmark's settings; a name that is no option is looked for among lm-eval's tasks.
+
+    Args:
+        space: knows the options.
+        name: of the benchmark.
+        include_path: the user's folder of lm-eval tasks.
+        tuned: settings given as benchmark.NAME.SETTING=value.
+        faults: what is wrong is added to them.
+    """
     if name in space.options("benchmark"):
-        node = space.load("benchmark", name)
-        found: Benchmark | None = validate.convert(Benchmark, node, f"benchmark/{name}.yaml", faults)
-        if found is not None and found.kind == "lm_eval" and found.task is None:
-            faults.append(Fault(f"benchmark/{name}.yaml", "task is missing", "name the lm-eval task"))
+        found: Benchmark | None = of_kind(
+            BENCHMARKS, f"benchmark/{name}.yaml", space.load("benchmark", name), tuned, faults
+        )
+        if isinstance(found, Generated) and found.samples_per_prompt > 1 and found.temperature == 0:
+            what = f"{found.samples_per_prompt} greedy texts of a prompt would all be the same"
+            hint = f"sample: benchmark.{name}.temperature=1"
+            faults.append(Fault(f"benchmark.{name}.samples_per_prompt", what, hint))
         return found
+    where = f"evaluation.benchmarks: {name}"
     if include_path is not None and not Path(include_path).expanduser().is_dir():
         faults.append(Fault(f"evaluation.include_path={include_path}", "is not a folder"))
         return None
@@ -32,7 +55,93 @@ def find_benchmark(space: ConfigSpace, name: str, include_path: str | None, faul
         known = space.options("benchmark")
         faults.append(Fault(where, "is neither an option of conf/benchmark/ nor an lm-eval task", suggest(name, known)))
         return None
-    return Benchmark(kind="lm_eval", task=name, num_fewshot=None, metrics=["*"], data=[])
+    plain = {"kind": "lm_eval", "task": name, "num_fewshot": None, "metrics": ["*"], "data": []}
+    task: Benchmark | None = of_kind(BENCHMARKS, f"benchmark {name}", plain, tuned, faults)
+    return task
+
+
+def find_judge(
+    space: ConfigSpace, name: str, benchmark: Benchmark, of_sweep: tuple[str, Judge], faults: list[Fault]
+) -> tuple[str, Judge] | None:
+    """The judge of a benchmark, its own or the sweep's, by its option's name; None if nothing is to be judged."""
+    if not isinstance(benchmark, Generated):
+        return None
+    option, judge = of_sweep
+    if benchmark.judge is not None:
+        try:
+            node = space.load("judge", benchmark.judge)
+        except InputError:
+            hint = suggest(benchmark.judge, space.options("judge"))
+            faults.append(Fault(f"benchmark.{name}.judge={benchmark.judge}", "there is no such judge", hint))
+            return None
+        option, judge = benchmark.judge, of_kind(JUDGES, f"judge/{benchmark.judge}.yaml", node, {}, faults)
+    if judge is None or isinstance(judge, NoJudge):
+        return None
+    kind = benchmark.kind
+    if judge.kind not in JUDGED_BY[kind]:
+        what = f"a judge of kind {judge.kind} cannot judge it"
+        hint = f"it needs one of kind {' or '.join(JUDGED_BY[kind])}: benchmark.{name}.judge=NAME"
+        faults.append(Fault(f"benchmark {name}: judge={option}", what, hint))
+        return None
+    return option, judge
+
+
+def judge_prompt(benchmark: Benchmark) -> str | None:
+    """The text that an answering judge is given, with {placeholders}; None if its file is not there.
+
+    AlpacaEval's belong to alpaca-eval and are read from an installed one; the package has its own of the others.
+    """
+    given: str | None = getattr(benchmark, "prompt_file", None)
+    path: Path | None = Path(given).expanduser() if given else None
+    if path is None and isinstance(benchmark, AlpacaEval):
+        path = _evaluator_prompt(benchmark.evaluator)
+    elif path is None:
+        path = OWN_PROMPTS / f"{benchmark.kind}.txt"
+    try:
+        return path.read_text(encoding="utf-8") if path else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def red_instruct_files(benchmark: RedInstruct, mirror: str | None) -> tuple[Path, Path, Path] | Fault:
+    """The folder of Red-Instruct's data, its questions and its red-teaming prompt; or what is missing of them."""
+    where = f"red_instruct ({benchmark.prompt})"
+    hint = "git clone https://github.com/declare-lab/red-instruct into hub.mirror/declare-lab/, or name its folder"
+    folder = Path(benchmark.folder).expanduser() if benchmark.folder else mirrored(mirror, RED_INSTRUCT)
+    if folder is None or not folder.is_dir():
+        place = str(folder) if folder else f"hub.mirror/{RED_INSTRUCT}"
+        return Fault(where, f"its data is not on the hub, and {place} is not there", hint)
+    found = []
+    for places in (QUESTIONS, (f"red_prompts/{benchmark.prompt}.txt",)):
+        path = next((folder / place for place in places if (folder / place).is_file()), None)
+        if path is None:
+            return Fault(where, f"{folder} has no {places[0]}", hint)
+        found.append(path)
+    return folder, found[0], found[1]
+
+
+def _evaluator_prompt(evaluator: str) -> Path | None:
+    """The prompt file of one of alpaca-eval's evaluators, if that is installed; it is not imported."""
+    spec = find_spec("alpaca_eval")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        configs = Path(location) / "evaluators_configs"
+        try:
+            settings = yaml.safe_load((configs / evaluator / "configs.yaml").read_text(encoding="utf-8"))
+            return configs / str(settings[evaluator]["prompt_template"])
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            continue
+    return None
+
+
+def of_kind(
+    kinds: Mapping[str, type], where: str, node: Mapping[str, Any], tuned: Mapping[str, Any], faults: list[Fault]
+) -> Any:
+    """The dataclass that the node's `kind` names, with settings given on the command line; None if there are faults."""
+    kind = str(node.get("kind"))
+    if kind not in kinds:
+        faults.append(Fault(f"{where}: kind", f"'{kind}' is not one", suggest(kind, kinds)))
+        return None
+    return validate.convert(kinds[kind], {**node, **tuned}, where.removesuffix(".yaml"), faults)
 
 
 def task_folders(include_path: str | None) -> list[Path]:

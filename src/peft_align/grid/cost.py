@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from peft_align.config.schema import NoMerge, Shape
-from peft_align.grid.expand import Run
 from peft_align.grid.planner import Item
+from peft_align.grid.runs import Run
 from peft_align.store.runs import RunDir
 
 BYTES = {"fp32": 4, "bf16": 2}

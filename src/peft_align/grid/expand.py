@@ -5,97 +5,38 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peft_align.config.benchmarks import Benchmark
 from peft_align.config.command_line import CommandLine, Override
 from peft_align.config.compose import Built, ConfigSpace
-from peft_align.config.identity import base_identity, base_label, baseline_id, merge_id, train_id
+from peft_align.config.identity import base_identity, base_label, baseline_id, evaluated_on, merge_id, train_id
+from peft_align.config.judges import Judge
 from peft_align.config.schema import (
     DPO,
     GROUPS,
     MAIN_AXES,
     SWEEP_LEVEL,
     Arithmetic,
-    Benchmark,
     Config,
-    Dataset,
-    Evaluation,
     Merge,
     NoMerge,
-    Preference,
     Slerp,
 )
-from peft_align.errors import Fault, InputError
-from peft_align.grid.benchmarks import find_benchmark
-from peft_align.grid.cells import Cell, Excluded, applies, check_overrides, complete, input_cell, narrow, when_values
+from peft_align.errors import Fault, InputError, suggest
+from peft_align.grid.benchmarks import find_benchmark, find_judge
+from peft_align.grid.cells import Cell, applies, check_overrides, complete, input_cell, narrow, when_values
 from peft_align.grid.language import Block, When, check_value, load_grid, load_selection
+from peft_align.grid.runs import Run, Scoring, Sweep
 
 INHERITED = ("r", "alpha", "target_modules")  # what a run takes from the adapter that it continues
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What is evaluated at which steps, and which pairs are held out for it.
-
-    Attributes:
-        steps: training steps; (0,) for a baseline.
-        dataset_name, preference_name: the options whose pairs are held out; columns of the result table.
-    """
-
-    steps: tuple[int, ...]
-    evaluation: Evaluation
-    dataset: Dataset
-    preference: Preference
-    dataset_name: str
-    preference_name: str
-    max_length: int
-    benchmarks: tuple[tuple[str, Benchmark], ...]
-
-
-@dataclass
-class Run:
-    """One cell of the table: one directory."""
-
-    id: str
-    kind: str  # train, merge or baseline
-    config: Config
-    choices: dict[str, str]
-    axes: dict[str, Any]
-    parents: tuple[str, ...] = ()
-    scorings: list[Scoring] = field(default_factory=list)
-    steps: tuple[int, ...] = ()  # every checkpoint asked for
-    is_parent_only: bool = False
-    saves: tuple[str, ...] = ()  # forms in which a merge is kept besides its recipe: adapter, full
-
-    @property
-    def base(self) -> str:
-        """How tables name the precision of the base that it is evaluated on."""
-        merged = " dequantized" if self.kind == "merge" and self.config.peft.base_precision == "nf4" else ""
-        return base_label(self.config.peft) + merged
-
-
-@dataclass
-class Sweep:
-    """One invocation: a grid narrowed by overrides, as runs in the order in which they can be done."""
-
-    name: str
-    runs: list[Run]
-    excluded: list[Excluded]
-    notes: list[str]
-    axis_keys: tuple[str, ...]
-    config: Config  # of any run: for what holds for the sweep as a whole
-    command: tuple[str, ...] = ()
-
-    def by_id(self) -> dict[str, Run]:
-        return {run.id: run for run in self.runs}
 
 
 def build_sweep(space: ConfigSpace, line: CommandLine) -> Sweep:
     """The sweep that a command line asks for. Raises InputError with every fault of one phase together."""
     faults: list[Fault] = [*line.faults, *space.faults]
-    whole, per_run = _split(space, line.overrides, faults)
+    whole, tuned, per_run = _split(space, line.overrides, faults)
     grids = []
     selected: list[When] = []
     for name in line.grids:
@@ -114,7 +55,7 @@ def build_sweep(space: ConfigSpace, line: CommandLine) -> Sweep:
     blocks = [block for grid in grids for block in grid.blocks] or [Block("command line")]
     blocks = [dataclasses.replace(block, selected=tuple(selected)) for block in blocks]
     cells, excluded, notes = narrow(space, blocks, per_run)
-    runs = _Builder(space, whole).build(cells, baselines=all(grid.baselines for grid in grids))
+    runs = _Builder(space, whole, tuned).build(cells, baselines=all(grid.baselines for grid in grids))
     axis_keys = list(MAIN_AXES) + [key for cell in cells for key in dict.fromkeys(cell.axes)]
     axis_keys += ["inputs"] if any(run.kind == "merge" for run in runs) else []
     name = "+".join(grid.name for grid in grids) or "adhoc"
@@ -124,29 +65,38 @@ def build_sweep(space: ConfigSpace, line: CommandLine) -> Sweep:
 
 def _split(
     space: ConfigSpace, overrides: Sequence[Override], faults: list[Fault]
-) -> tuple[dict[str, Any], list[Override]]:
-    """Overrides that hold for the sweep as a whole, and those that go to its runs."""
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[Override]]:
+    """Overrides that hold for the sweep as a whole, those of benchmarks (benchmark.NAME.SETTING), those of its runs."""
     whole: dict[str, Any] = {}
+    tuned: dict[str, dict[str, Any]] = {}
     per_run: list[Override] = []
     for o in overrides:
-        if o.key.partition(".")[0] not in SWEEP_LEVEL:
+        if o.key.startswith("benchmark."):
+            _, name, setting = [*o.key.split(".", 2), ""][:3]
+            if name not in space.options("benchmark") or not setting or o.is_axis:
+                what = "gives a benchmark one value of one setting" if setting else "names no setting of a benchmark"
+                hint = f"write benchmark.NAME.SETTING=value; {suggest(name, space.options('benchmark'))}"
+                faults.append(Fault(o.text, what, hint))
+            tuned.setdefault(name, {})[setting] = o.values[0]
+        elif o.key.partition(".")[0] not in SWEEP_LEVEL:
             per_run.append(o)
         elif o.is_axis:
             faults.append(Fault(o.text, "holds for a sweep as a whole", "give one value"))
         else:
             whole[o.key] = check_value(space, o.key, o.values[0], o.text, faults)
-    return whole, per_run
+    return whole, tuned, per_run
 
 
 class _Builder:
     """Builds runs from cells, each run once."""
 
-    def __init__(self, space: ConfigSpace, whole: dict[str, Any]) -> None:
-        self.space, self.whole = space, whole
+    def __init__(self, space: ConfigSpace, whole: dict[str, Any], tuned: dict[str, dict[str, Any]]) -> None:
+        self.space, self.whole, self.tuned = space, whole, tuned
         self.faults: list[Fault] = []
         self.unfit: Counter[tuple[str, str]] = Counter()
         self.runs: dict[str, Run] = {}
         self._benchmarks: dict[tuple[str, str | None], Benchmark | None] = {}
+        self._judges: dict[tuple[str, str, Judge], tuple[str, Judge] | None] = {}
 
     def build(self, cells: Sequence[Cell], *, baselines: bool) -> list[Run]:
         """The runs of the cells, parents before children, baselines last. Raises InputError."""
@@ -157,6 +107,10 @@ class _Builder:
             what = f"dataset {dataset} has no preference '{preference}' ({count} runs)"
             hint = f"it is defined for {loaders}; exclude these cells or narrow the axis"
             self.faults.append(Fault(f"preference={preference}", what, hint))
+        known = {name for name, _ in self._benchmarks}
+        for name in self.tuned.keys() - known:
+            what = "is not among the benchmarks that are evaluated"
+            self.faults.append(Fault(f"benchmark.{name}", what, suggest(name, sorted(known))))
         if self.faults:
             raise InputError(self.faults)
         trained = list(self.runs.values())
@@ -235,13 +189,22 @@ class _Builder:
         """How one cell of the grid asks its checkpoints to be evaluated."""
         evaluation = config.evaluation
         benchmarks: list[tuple[str, Benchmark]] = []
+        judges: list[tuple[str, str, Judge]] = []
         for name in dict.fromkeys(evaluation.benchmarks):
             cache_key = (name, evaluation.include_path)
             if cache_key not in self._benchmarks:
-                self._benchmarks[cache_key] = find_benchmark(self.space, name, evaluation.include_path, self.faults)
+                self._benchmarks[cache_key] = find_benchmark(
+                    self.space, name, evaluation.include_path, self.tuned.get(name, {}), self.faults
+                )
             found = self._benchmarks[cache_key]
-            if found is not None:
-                benchmarks.append((name, found))
+            if found is None:
+                continue
+            benchmarks.append((name, found))
+            of_sweep = (choices["judge"], config.judge)
+            if (name, *of_sweep) not in self._judges:
+                self._judges[name, *of_sweep] = find_judge(self.space, name, found, of_sweep, self.faults)
+            if judge := self._judges[name, *of_sweep]:
+                judges.append((name, *judge))
         return Scoring(
             steps,
             evaluation,
@@ -250,7 +213,9 @@ class _Builder:
             choices["dataset"],
             choices["preference"],
             config.train.max_length,
+            evaluated_on(config.peft, evaluation.base_precision),
             tuple(benchmarks),
+            tuple(judges),
         )
 
     def _parent(self, cell: Cell) -> Run | None:
@@ -300,7 +265,7 @@ class _Builder:
         if built is None:
             return
         own = built[0]
-        config = dataclasses.replace(first.config, merge=own.merge, evaluation=own.evaluation)
+        config = dataclasses.replace(first.config, merge=own.merge, evaluation=own.evaluation, judge=own.judge)
         if told := _unfit(config, inputs):
             self.faults += [Fault(f"{place}: merge={choices['merge']}", told)]
             return
@@ -316,7 +281,8 @@ class _Builder:
             run.saves = tuple(sorted({*run.saves, own.merge.save}))
         steps = (max(each.config.train.max_steps for each in inputs),)
         for each in inputs:
-            scoring = self._scoring(dataclasses.replace(each.config, evaluation=own.evaluation), each.choices, steps)
+            asked_so = dataclasses.replace(each.config, evaluation=own.evaluation, judge=own.judge)
+            scoring = self._scoring(asked_so, each.choices | {"judge": choices["judge"]}, steps)
             if scoring not in run.scorings:
                 run.scorings.append(scoring)
 
@@ -325,10 +291,11 @@ class _Builder:
         for run in trained:
             if run.is_parent_only:
                 continue
-            run_id = baseline_id(run.config, run.choices)
-            axes = {"model": run.choices["model"], "peft": base_label(run.config.peft)}
-            baseline = baselines.setdefault(run_id, Run(run_id, "baseline", run.config, run.choices, axes))
             for scoring in run.scorings:
+                config = dataclasses.replace(run.config, peft=scoring.peft)
+                run_id = baseline_id(config, run.choices)
+                axes = {"model": run.choices["model"], "peft": base_label(config.peft)}
+                baseline = baselines.setdefault(run_id, Run(run_id, "baseline", config, run.choices, axes))
                 own = dataclasses.replace(scoring, steps=(0,))
                 if own not in baseline.scorings:
                     baseline.scorings.append(own)
@@ -351,7 +318,9 @@ def _unfit(config: Config, inputs: Sequence[Run]) -> str:
         return "is no merge"
     if len({run.id for run in inputs}) < len(inputs):
         return "two of its inputs are the same run"
-    if any(base_identity(run.config) != base_identity(config) for run in inputs):
+    if any(
+        base_identity(run.config.model, run.config.peft) != base_identity(config.model, config.peft) for run in inputs
+    ):
         return "its inputs were trained on different bases: the model and its precision must be the same"
     if isinstance(merge, Slerp) and len(inputs) != 2:
         return f"slerp merges two inputs, not {len(inputs)}"

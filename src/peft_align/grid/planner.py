@@ -5,22 +5,33 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from peft_align.config.benchmarks import Benchmark, Divergence, Generated, LmEval, RealToxicity
 from peft_align.config.compose import scientific
 from peft_align.config.identity import base_identity, short_hash, slug
-from peft_align.config.schema import Benchmark
-from peft_align.grid.benchmarks import task_definition
-from peft_align.grid.expand import Run, Scoring
-from peft_align.store.hub import dataset_folder, mirrored, model_folder
+from peft_align.config.judges import Judge
+from peft_align.grid.benchmarks import judge_prompt, task_definition
+from peft_align.grid.runs import Run, Scoring
+from peft_align.store.hub import data_folder, dataset_folder, model_folder
 from peft_align.store.records import Digests, complete, digest_of
 from peft_align.store.runs import RunDir, step_name
 
 LACKS_STEPS = "retrain for steps"
+# Of what the package's own benchmarks compute; another one is another key.
+VERSIONS = {
+    "preference": 2,
+    "divergence": 1,
+    "alpaca_eval": 1,
+    "real_toxicity": 1,
+    "red_instruct": 1,
+    "over_refusal": 1,
+}
+JUDGED_VERSIONS = {"alpaca_eval": 1, "real_toxicity": 1, "red_instruct": 1, "over_refusal": 1}
 
 
 @dataclass(frozen=True)
@@ -41,20 +52,51 @@ class Request:
         return f"{slug([self.benchmark])}-{step_name(self.step)}-{short_hash(text)}"
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """One judging of the texts of one evaluation."""
+
+    request: Request
+    option: str
+    judge: Judge
+    key: dict[str, Any]
+
+    @cached_property
+    def name(self) -> str:
+        """Folder name: readable, and unique by the hash of the key."""
+        return f"{slug([self.option])}-{short_hash(json.dumps(self.key, sort_keys=True))}"
+
+
 @dataclass
 class Item:
-    """One run of the plan."""
+    """One run of the plan.
+
+    Attributes:
+        to_make: why its adapter or merge is to be made; None: it need not be.
+        to_save: forms in which a merge is to be saved.
+        requests, missing: what is evaluated, and what of it is not there, with the reason if it was once.
+        judgements, unjudged: likewise what is judged.
+        failure: of the last attempt.
+    """
 
     run: Run
-    to_make: str | None = None  # why its adapter or merge is to be made; None: it need not be
-    to_save: tuple[str, ...] = ()  # forms in which a merge is to be saved
+    to_make: str | None = None
+    to_save: tuple[str, ...] = ()
     requests: list[Request] = field(default_factory=list)
     missing: list[tuple[Request, str]] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+    unjudged: list[tuple[Judgement, str]] = field(default_factory=list)
     failure: str | None = None
 
     @property
     def done(self) -> bool:
-        return self.to_make is None and not self.missing and not self.to_save
+        return self.to_make is None and not (self.missing or self.to_save or self.unjudged)
+
+    @property
+    def to_judge(self) -> list[Judgement]:
+        """What can be judged now: its texts are there."""
+        absent = {request.name for request, _ in self.missing}
+        return [judgement for judgement, _ in self.unjudged if judgement.request.name not in absent]
 
     @property
     def why(self) -> str:
@@ -65,6 +107,10 @@ class Item:
             names = sorted({request.benchmark for request, _ in self.missing})
             reasons = sorted({reason for _, reason in self.missing if reason})
             parts.append(f"evaluate {', '.join(names)}" + (f" ({'; '.join(reasons)})" if reasons else ""))
+        if self.unjudged:
+            named = sorted({f"{judgement.request.benchmark} by {judgement.option}" for judgement, _ in self.unjudged})
+            reasons = sorted({reason for _, reason in self.unjudged if reason})
+            parts.append(f"judge {', '.join(named)}" + (f" ({'; '.join(reasons)})" if reasons else ""))
         return "; ".join(parts)
 
 
@@ -103,6 +149,11 @@ class Planner:
             reason = self._evaluated(run, directory, request)
             if reason is not None:
                 item.missing.append((request, reason))
+            for judgement in judgements(request):
+                item.judgements.append(judgement)
+                wrong = self._judged(directory, judgement) if reason is None else ""
+                if wrong is not None:
+                    item.unjudged.append((judgement, wrong))
         return item
 
     def _to_train(self, run: Run, directory: RunDir, record: Mapping[str, Any] | None) -> str | None:
@@ -150,6 +201,16 @@ class Planner:
             return wrong
         return self.changed_inputs(run, record["inputs"], request)
 
+    def _judged(self, directory: RunDir, judgement: Judgement) -> str | None:
+        name = judgement.request.name
+        record = directory.judgement_record(name, judgement.name)
+        if record is None:
+            return ""
+        samples = (directory.evaluation_record(name) or {}).get("files", {})
+        if record["samples"] != samples:
+            return "its texts were generated again"
+        return complete(directory.judgement(name, judgement.name), record["files"])
+
     def changed_inputs(
         self, run: Run, inputs: Mapping[str, Mapping[str, Any]], request: Request | None = None
     ) -> str | None:
@@ -162,7 +223,7 @@ class Planner:
                 dataset = request.scoring.dataset if request else run.config.dataset
                 folder = dataset_folder(dataset, self.mirror)
             else:
-                folder = mirrored(self.mirror, name)
+                folder = data_folder(name, self.mirror)
             if folder is None or not read["files"]:
                 continue
             now = self._digest(folder, read["files"])
@@ -209,26 +270,57 @@ def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:
 
 def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
     """What decides a score besides the model: the benchmark, its version, and how much of which data."""
-    content: dict[str, Any] = {"benchmark": asdict(benchmark)}
-    del content["benchmark"]["metrics"]  # which of the computed metrics are shown
-    if benchmark.kind == "lm_eval":
-        own = task_definition(str(benchmark.task), scoring.evaluation.include_path)
+    content: dict[str, Any] = {"benchmark": scientific(type(benchmark), benchmark)}
+    if isinstance(benchmark, LmEval):
+        own = task_definition(benchmark.task, scoring.evaluation.include_path)
         return content | {"limit": scoring.evaluation.limit, "lm_eval": installed("lm_eval"), "definition": own}
-    return content | {
-        "version": 2,
+    content |= {"version": VERSIONS[benchmark.kind]}
+    if isinstance(benchmark, Generated):
+        return content | {"limit": scoring.evaluation.limit}
+    paired = {
         "dataset": scientific(type(scoring.dataset), scoring.dataset),
         "rule": scoring.preference.rule,
         "split": scoring.evaluation.heldout_split,
-        "pairs": scoring.evaluation.heldout,
         "max_length": scoring.max_length,
     }
+    if isinstance(benchmark, Divergence):
+        return content | paired | {"limit": scoring.evaluation.limit}
+    return content | paired | {"pairs": scoring.evaluation.heldout}
+
+
+def judgements(request: Request) -> list[Judgement]:
+    """How the texts of an evaluation are to be judged; nothing while their key is not known."""
+    if request.key is None:
+        return []
+    found = []
+    for name, option, judge in request.scoring.judges:
+        if name == request.benchmark:
+            key = {"evaluation": request.key, "protocol": protocol(request.config), "judge": judge_identity(judge)}
+            found.append(Judgement(request, option, judge, key))
+    return found
+
+
+def judge_identity(judge: Judge) -> dict[str, Any]:
+    """What makes a judge: its scientific settings, and the version of the scorer that a wheel carries."""
+    scorer = {"package": installed("alt-profanity-check")} if judge.kind == "profanity" else {}
+    return scientific(type(judge), judge) | scorer
+
+
+def protocol(benchmark: Benchmark) -> dict[str, Any]:
+    """What decides a judgement besides the texts and the judge."""
+    kind: str = benchmark.kind
+    own = {"version": JUDGED_VERSIONS[kind]}
+    if isinstance(benchmark, RealToxicity):
+        return own | {"scored": benchmark.scored, "threshold": benchmark.threshold}
+    text = judge_prompt(benchmark)
+    return own | {"prompt": short_hash(text, 64) if text is not None else None}
 
 
 def request_key(
     run: Run, benchmark: Benchmark, scoring: Scoring, step: int, record: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
     """The key of an evaluation, or None while its adapter does not exist."""
-    adapter, base = None, base_identity(run.config)
+    adapter, base = None, base_identity(run.config.model, scoring.peft)
     if run.kind == "train":
         if record is None or str(step) not in record["checkpoints"]:
             return None
@@ -236,7 +328,7 @@ def request_key(
     elif run.kind == "merge":
         if record is None:
             return None
-        adapter, base = record["digest"], base | {"weights": run.base}
+        adapter, base = record["digest"], base | {"weights": run.base_of(scoring.peft)}
     return conditions(benchmark, scoring) | {"adapter": adapter, "base": base}
 
 

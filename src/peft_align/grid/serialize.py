@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from peft_align.config.benchmarks import BENCHMARKS
 from peft_align.config.identity import BASE_FIELDS
-from peft_align.config.schema import Benchmark, Dataset, Evaluation, Preference
+from peft_align.config.judges import JUDGES
+from peft_align.config.schema import Dataset, Evaluation, Peft, Preference
 from peft_align.config.validate import config_from_plain, convert
 from peft_align.errors import Fault, InputError
-from peft_align.grid.expand import Run, Scoring
+from peft_align.grid.benchmarks import of_kind
+from peft_align.grid.runs import Run, Scoring
 
-NESTED: dict[str, type] = {"evaluation": Evaluation, "dataset": Dataset, "preference": Preference}
+NESTED: dict[str, type] = {"evaluation": Evaluation, "dataset": Dataset, "preference": Preference, "peft": Peft}
 
 
 def run_to_plain(run: Run) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def config_of(run: Run) -> dict[str, Any]:
     own: dict[str, Any] = {"model": config["model"], "base": base}
     if run.kind == "merge":
         own |= {"merge": config["merge"], "inputs": list(run.parents), "seed": run.config.seed}
-    return own | {name: config[name] for name in ("evaluation", "launcher", "tracker", "root", "hub")}
+    return own | {name: config[name] for name in ("evaluation", "judge", "launcher", "tracker", "root", "hub")}
 
 
 def run_from_plain(plain: Mapping[str, Any]) -> Run:
@@ -40,10 +43,15 @@ def run_from_plain(plain: Mapping[str, Any]) -> Run:
     for node in plain["scorings"]:
         nested = {name: convert(cls, node[name], name, faults) for name, cls in NESTED.items()}
         benchmarks = tuple(
-            (name, convert(Benchmark, benchmark, f"benchmark {name}", faults)) for name, benchmark in node["benchmarks"]
+            (name, of_kind(BENCHMARKS, f"benchmark {name}", benchmark, {}, faults))
+            for name, benchmark in node["benchmarks"]
         )
-        rest = {k: v for k, v in node.items() if k not in (*NESTED, "benchmarks", "steps")}
-        scorings.append(Scoring(steps=tuple(node["steps"]), benchmarks=benchmarks, **nested, **rest))
+        judges = tuple(
+            (name, option, of_kind(JUDGES, f"judge {option}", judge, {}, faults))
+            for name, option, judge in node["judges"]
+        )
+        rest = {k: v for k, v in node.items() if k not in (*NESTED, "benchmarks", "judges", "steps")}
+        scorings.append(Scoring(steps=tuple(node["steps"]), benchmarks=benchmarks, judges=judges, **nested, **rest))
     if faults:
         raise InputError(faults)
     return Run(

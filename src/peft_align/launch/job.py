@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_align.errors import InputError
-from peft_align.grid.expand import Run
 from peft_align.grid.planner import Planner
+from peft_align.grid.runs import Run
 from peft_align.grid.serialize import config_of, run_from_plain
 from peft_align.store.records import Damaged, read_json, write_json
 from peft_align.store.runs import RunDir

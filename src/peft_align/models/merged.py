@@ -21,8 +21,8 @@ from torch import Tensor
 from peft_align.config.compose import scientific
 from peft_align.config.identity import short_hash
 from peft_align.config.schema import Arithmetic, Slerp
-from peft_align.grid.expand import Run
 from peft_align.grid.planner import adapter_digest, asked_of
+from peft_align.grid.runs import Run
 from peft_align.models.loading import Base
 from peft_align.models.merging import (
     PREFIX,

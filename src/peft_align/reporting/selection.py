@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from peft_align.config.schema import MAIN_AXES
 from peft_align.errors import Fault, InputError, suggest
-from peft_align.grid.expand import Run, Sweep
 from peft_align.grid.planner import Item
+from peft_align.grid.runs import Run, Sweep
 from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir
 

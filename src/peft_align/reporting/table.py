@@ -9,8 +9,8 @@ from typing import Any
 
 from peft_align.config.schema import GROUPS, MAIN_AXES
 from peft_align.grid.cost import BYTES
-from peft_align.grid.expand import Run, Sweep
 from peft_align.grid.planner import Item
+from peft_align.grid.runs import Run, Sweep
 from peft_align.reporting.statistics import t_interval
 from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir

@@ -42,6 +42,13 @@ def dataset_folder(dataset: Dataset, mirror: str | None) -> Path | None:
     return mirrored(mirror, dataset.hub_id, dataset.revision)
 
 
+def data_folder(name: str, mirror: str | None) -> Path | None:
+    """The folder of a benchmark's data by its name in a record: a repository of the mirror, or the user's folder."""
+    if Path(name).is_absolute():
+        return Path(name) if Path(name).is_dir() else None
+    return mirrored(mirror, name)
+
+
 def model_folder(model: Model, mirror: str | None) -> Path | None:
     """The model's folder, if it is on this machine outside the hub's own cache."""
     if model.source == "random":

@@ -63,6 +63,9 @@ class RunDir:
     def evaluation(self, name: str) -> Path:
         return self.path / "evaluations" / name
 
+    def judgement(self, evaluation: str, name: str) -> Path:
+        return self.evaluation(evaluation) / "judgements" / name
+
     def train_record(self) -> dict[str, Any] | None:
         return _of_this_format(read_json(self.path / "train.json"))
 
@@ -71,6 +74,9 @@ class RunDir:
 
     def evaluation_record(self, name: str) -> dict[str, Any] | None:
         return _of_this_format(read_json(self.evaluation(name) / "record.json"))
+
+    def judgement_record(self, evaluation: str, name: str) -> dict[str, Any] | None:
+        return _of_this_format(read_json(self.judgement(evaluation, name) / "record.json"))
 
     def failure(self) -> dict[str, Any] | None:
         return read_json(self.path / "failed.json")

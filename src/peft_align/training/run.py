@@ -24,8 +24,8 @@ from peft_align.config.schema import Config
 from peft_align.data.order import sample_order
 from peft_align.data.sources import load_split
 from peft_align.data.tokenization import TokenizedPair, tokenize
-from peft_align.grid.expand import Run
 from peft_align.grid.planner import adapter_digest
+from peft_align.grid.runs import Run
 from peft_align.models.adapters import (
     adapter_weights,
     continue_adapter,

@@ -1,0 +1,75 @@
+"""A file of finished pieces of work, a JSON line each: a kill loses none of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from peft_align.store.records import sync
+
+
+class Journal:
+    """Entries in the order in which they were appended, each on the disk when `append` returns.
+
+    The first line says what the entries belong to. A file of something else is begun anew, and a last line that a kill
+    left incomplete is cut off. One process at a time writes to a journal.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        lines, whole = _whole_lines(path)
+        if lines and lines[0] == json.loads(json.dumps({"head": head})):
+            self.entries = lines[1:]
+            if whole < path.stat().st_size:
+                os.truncate(path, whole)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._write([{"head": head}])
+        sync(path.parent)
+
+    def append(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Add entries at the end."""
+        added = list(entries)
+        self._write(added)
+        self.entries += added
+
+    def _write(self, lines: list[dict[str, Any]]) -> None:
+        with self.path.open("ab") as file:
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self) -> None:
+        """Delete it: its entries are in a product now."""
+        self.path.unlink(missing_ok=True)
+
+
+def read_entries(path: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of a journal that another process may be writing; nothing if it is not about `head`."""
+    lines, _ = _whole_lines(path)
+    return lines[1:] if lines and lines[0] == json.loads(json.dumps({"head": head})) else []
+
+
+def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines that are whole, and the bytes that they take."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    found: list[dict[str, Any]] = []
+    size = 0
+    for line in content.split(b"\n")[:-1]:  # what comes after the last newline is not whole
+        try:
+            entry = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            entry = None
+        if not isinstance(entry, dict):
+            break
+        found.append(entry)
+        size += len(line) + 1
+    return found, size
