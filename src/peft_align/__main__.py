@@ -15,6 +15,7 @@ VERBS = {
     "merge": "merge adapters into one model, in this process",
     "select": "choose the best settings of a search by its validation scores",
     "evaluate": "score the checkpoints that exist",
+    "judge": "judge the texts that are generated, now or again with another judge",
     "status": "show what the runs are doing",
     "report": "write the result table",
 }

@@ -13,7 +13,7 @@ from peft_align.config.command_line import CommandLine, parse
 from peft_align.config.compose import ConfigSpace
 from peft_align.errors import Fault, InputError
 from peft_align.grid.expand import build_sweep
-from peft_align.grid.planner import Item, Planner, conditions
+from peft_align.grid.planner import Item, Planner, conditions, judge_identity
 from peft_align.grid.runs import Sweep
 from peft_align.grid.serialize import config_of
 from peft_align.store.sweeps import latest_manifest, sweep_dir
@@ -38,6 +38,8 @@ class Asked:
         """The sweep's folder: another one for other runs, and for other evaluations of them."""
         content = [
             f"{run.id} {sorted(repr((s.steps, conditions(b, s))) for s in run.scorings for _, b in s.benchmarks)}"
+            + "".join(sorted({f" {name} {judge_identity(j)}" for s in run.scorings for name, _, j in s.judges}))
+            + "".join(sorted({f" {s.peft.base_precision}" for s in run.scorings if s.evaluation.base_precision}))
             for run in self.sweep.runs
         ]
         return sweep_dir(self.root, self.sweep.name, content)

@@ -21,16 +21,16 @@ from peft_align.sweep import check_inputs
 def verb(argv: list[str]) -> int:
     asked = ask(argv)
     items = asked.plan()
-    ready = [item for item in items if item.to_make is None and item.missing]
+    ready = [item for item in items if item.to_make is None and (item.missing or item.unjudged)]
     untrained = sum(item.to_make is not None for item in items)
-    check_inputs(ready)
+    check_inputs(ready, ("evaluate", "judge"))
     write_manifest(asked.folder, asked.line.words, asked.line.config_dirs, [run.id for run in asked.sweep.runs])
     print(f"{asked.sweep.name}: {len(ready)} runs to evaluate, {untrained} not made yet", flush=True)
     states = []
     if ready:
         from peft_align.launch.local import LocalLauncher
 
-        states = LocalLauncher(asked.sweep, asked.planner, asked.folder, stages=("evaluate",)).run(ready)
+        states = LocalLauncher(asked.sweep, asked.planner, asked.folder, stages=("evaluate", "judge")).run(ready)
     print(write_report(asked, asked.plan()), end="")
     return FAILED if any(state.state != "done" for state in states) else 0
 

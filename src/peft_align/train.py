@@ -37,7 +37,7 @@ def make_one(argv: list[str], kind: str) -> int:
         raise InputError([Fault("command line", what, "narrow it, or use peft_align.sweep")])
     (target,) = wanted
     items = [item for item in items if item is target or item.run.id in _ancestors(target, items)]
-    check_inputs(items, evaluating=False)
+    check_inputs(items, ("train", "merge"))
     from peft_align.launch.job import Worker
     from peft_align.launch.local import visible_gpus
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_align.config.fields import Rule
-from peft_align.config.schema import GROUPS, Config
+from peft_align.config.schema import GROUPS, SCIENTIFIC_GROUPS, Config
 from peft_align.errors import Fault, InputError, suggest
 
 
@@ -64,7 +64,7 @@ def leaves() -> dict[str, Leaf]:
 
     for group, cls in GROUPS.items():
         for kind, variant in cls.items() if isinstance(cls, dict) else [(None, cls)]:
-            walk(variant, f"{group}.", kind, True)
+            walk(variant, f"{group}.", kind, group in SCIENTIFIC_GROUPS)
     for f in dataclasses.fields(Config):
         if f.name not in GROUPS:
             hint = hints(Config)[f.name]

@@ -131,8 +131,8 @@ def length_controlled(wins: Sequence[float], differences: Sequence[int]) -> floa
     """The win rate that a logistic model predicts for outputs as long as the reference's.
 
     logit P(win) = a + b tanh(d / s), with d the difference of the lengths in characters and s its standard deviation
-    (Dubois et al. 2024, arXiv 2404.04475, equation 2 without the term of the instructions' difficulty, which is fitted on
-    other models' annotations): sigmoid(a), by maximum likelihood with a weak pull of both towards 0 (C = 100).
+    (Dubois et al. 2024, arXiv 2404.04475, equation 2 without the term of the instructions' difficulty, which is fitted
+    on other models' annotations): sigmoid(a), by maximum likelihood with a weak pull of both towards 0 (C = 100).
 
     Returns:
         None where it cannot be told: few annotations, wins or losses alone, or no difference of length.

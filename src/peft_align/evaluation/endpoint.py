@@ -20,13 +20,25 @@ REFUSED = {400, 413, 422}  # about this question: too long, or against the provi
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds, doubled after each failure
 
 
-def ask_endpoint(judge: Endpoint, questions: list[list[Message]], keep: Keep) -> None:
-    """Ask every question; `keep` is called in this thread with each answer as it comes.
+class QuestionRefused(Exception):
+    """The API does not take this question: too long, or against its rules."""
+
+
+def ask_endpoint(judge: Endpoint, questions: list[list[Message]], keep: Keep, *, has_answered: bool) -> None:
+    """Ask every question; `keep` is called in this thread with each answer as it comes, None for a refused question.
+
+    Args:
+        judge: its settings.
+        questions: dialogues that end with the user's turn.
+        keep: takes the number of the question, the answer and the tokens used.
+        has_answered: whether this judge has ever given an answer. If it has not and refuses all questions, it is not
+            the questions that are wrong.
 
     Raises:
-        JudgeUnavailable: the API refuses the key or the model, or a question failed more often than `retries`. Answers
-            under way are waited for and kept.
+        JudgeUnavailable: the API refuses the key, the model or every question, or a question failed more often than
+            `retries`. Answers under way are waited for and kept.
     """
+    refused: dict[int, QuestionRefused] = {}
     pace = Pace(judge.requests_per_minute)
     stop = threading.Event()
     failure: Exception | None = None
@@ -35,7 +47,7 @@ def ask_endpoint(judge: Endpoint, questions: list[list[Message]], keep: Keep) ->
         ThreadPoolExecutor(judge.concurrency) as pool,
     ):
         left = iter(enumerate(questions))
-        running: dict[Future[tuple[str | None, dict[str, int]]], int] = {}
+        running: dict[Future[tuple[str, dict[str, int]]], int] = {}
         try:
             while True:
                 while failure is None and len(running) < judge.concurrency and (one := next(left, None)) is not None:
@@ -46,19 +58,26 @@ def ask_endpoint(judge: Endpoint, questions: list[list[Message]], keep: Keep) ->
                     i = running.pop(future)
                     try:
                         keep(i, *future.result())
+                        has_answered = True
+                    except QuestionRefused as error:
+                        refused[i] = error
                     except JudgeUnavailable as error:
                         failure = failure or error
                         stop.set()
         finally:
             stop.set()
+    if failure is None and refused and not has_answered:
+        failure = JudgeUnavailable(f"it refuses every question: {next(iter(refused.values()))}")
     if failure is not None:
         raise failure
+    for i in refused:
+        keep(i, None, {})
 
 
 def _ask(
     client: httpx.Client, judge: Endpoint, question: list[Message], pace: Pace, stop: threading.Event
-) -> tuple[str | None, dict[str, int]]:
-    """One question, with its retries: the answer (None if the API refuses it) and the tokens used."""
+) -> tuple[str, dict[str, int]]:
+    """One question, with its retries: the answer and the tokens used. Raises QuestionRefused, JudgeUnavailable."""
     body: dict[str, Any] = {
         "model": judge.model,
         "messages": [{"role": message.role, "content": message.content} for message in question],
@@ -88,7 +107,7 @@ def _ask(
                 continue
         problem = f"HTTP {status}: {_excerpt(response)}"
         if status in REFUSED:
-            return None, {}
+            raise QuestionRefused(problem)
         if status not in PASSING:
             raise JudgeUnavailable(f"{url}: {problem}")
         pace.told(response.headers.get("retry-after"))
@@ -142,4 +161,4 @@ class Pace:
 
     def pause(self, attempt: int) -> float:
         """Seconds before another try: doubled each time, spread out so that the threads do not come back as one."""
-        return min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+        return float(min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE)) * random.uniform(0.5, 1.0)

@@ -54,6 +54,7 @@ class Answers:
     known: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    unavailable: str = ""  # why it gave no answers the last time
     _answers: dict[str, str | None] | None = None
     _journal: Journal | None = None
     _model: Any = None
@@ -92,14 +93,21 @@ class Answers:
                 done += 1
                 tick(done, total)
 
-            self._asked(questions, keep)
+            if self.unavailable:  # each of many runs would wait through all the retries again
+                raise JudgeUnavailable(self.unavailable)
+            try:
+                self._asked(questions, keep)
+            except JudgeUnavailable as error:
+                self.unavailable = str(error)
+                raise
         return [self._answers[key] for key in keys]
 
     def _asked(self, questions: list[list[Message]], keep: Keep) -> None:
         if isinstance(self.judge, Endpoint):
             from peft_align.evaluation.endpoint import ask_endpoint
 
-            ask_endpoint(self.judge, questions, keep)
+            answered = any(answer is not None for answer in (self._answers or {}).values())
+            ask_endpoint(self.judge, questions, keep, has_answered=answered)
             return
         assert isinstance(self.judge, LocalLM)
         from peft_align.evaluation.local_judges import LanguageModel

@@ -34,13 +34,12 @@ class LanguageModel:
 
         folder = find_folder(self.judge.hub_id, self.judge.revision, self.mirror)
         quantized = self.judge.precision == "nf4"
+        how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4") if quantized else None
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=DTYPES["bf16" if quantized else self.judge.precision],
-                quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-                if quantized
-                else None,
+                quantization_config=how,
                 device_map={"": device()},
                 use_safetensors=True,
                 trust_remote_code=False,

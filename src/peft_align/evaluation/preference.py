@@ -51,7 +51,7 @@ class PreferenceBenchmark:
 
     def evaluate(self, run: Run, scoring: Scoring, base: Base, model: Any, tick: Callable[[int, int], None]) -> Scores:
         """Score `model` (the base with or without an adapter) on the run's held-out pairs. Raises InputError."""
-        heldout = self._heldout(run, scoring, base)
+        heldout = self.heldout(run, scoring, base)
         aligned = run.kind != "baseline"
         size = scoring.evaluation.batch_size
         total = 2 * len(heldout.pairs)
@@ -89,7 +89,7 @@ class PreferenceBenchmark:
             heldout.base_chosen, heldout.base_rejected = chosen, rejected
         return Scores(metrics, samples, {"data": heldout.source}, heldout.counts)
 
-    def _heldout(self, run: Run, scoring: Scoring, base: Base) -> Heldout:
+    def heldout(self, run: Run, scoring: Scoring, base: Base) -> Heldout:
         evaluation, template = scoring.evaluation, run.config.model.template
         key = repr(
             (
@@ -100,9 +100,9 @@ class PreferenceBenchmark:
                 scoring.max_length,
                 template,
                 base.source["digest"],
-                run.config.peft.base_precision,
-                run.config.peft.double_quantization,
-                run.config.peft.compute_dtype,
+                scoring.peft.base_precision,
+                scoring.peft.double_quantization,
+                scoring.peft.compute_dtype,
                 base.dequantized,
             )
         )
@@ -117,7 +117,7 @@ class PreferenceBenchmark:
 
     def prepare_base(self, run: Run, scoring: Scoring, base: Base) -> None:
         """Have the bare base's scores; called without an adapter on the base."""
-        heldout = self._heldout(run, scoring, base)
+        heldout = self.heldout(run, scoring, base)
         if not heldout.base_chosen:
             with loaded_adapter(base, None) as model:
                 heldout.base_chosen, heldout.base_rejected = _score(

@@ -19,8 +19,8 @@ class Metric:
         n: items.
         higher_is_better: None if neither.
         part: the subtask, for a benchmark that has no number of its own.
-        bound: of a rate whose items all agree, so that its standard error of 0 says nothing: how far from there the true
-            rate can be, as a one-sided 95% bound.
+        bound: of a rate whose items all agree, so that its standard error of 0 says nothing: how far from there the
+            true rate can be, as a one-sided 95% bound.
     """
 
     name: str
@@ -72,8 +72,8 @@ def mean_metric(
 def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
     """The standard error of the mean of items that come in clusters; None for a single cluster.
 
-    The square root of the sum over clusters of (the sum of their deviations)², times g / (g - 1) for g clusters, divided
-    by n (Miller 2024, arXiv 2411.00640, section 2.2; Liang and Zeger 1986). With one item a cluster it is s / sqrt(n).
+    The square root of the sum over clusters of (the sum of their deviations)², times g / (g - 1) for g clusters,
+    divided by n (Miller 2024, arXiv 2411.00640, section 2.2). With one item a cluster it is s / sqrt(n).
     """
     n = len(values)
     mean = math.fsum(values) / n

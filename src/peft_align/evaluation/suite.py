@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
+from types import ModuleType
 from typing import Any
 
-from peft_align.evaluation import harness
+from peft_align.config.benchmarks import PAIRED, Divergence, Generated, LmEval
+from peft_align.evaluation import alpaca_eval, harness, over_refusal, real_toxicity, red_instruct
 from peft_align.evaluation.preference import PreferenceBenchmark
+from peft_align.evaluation.records import record_of, save
 from peft_align.evaluation.scores import Scores
+from peft_align.evaluation.texts import Data, generate_samples
 from peft_align.grid.planner import Request
 from peft_align.grid.runs import Run
 from peft_align.models.adapters import loaded_adapter
 from peft_align.models.loading import Base
 from peft_align.models.merged import merged_model
-from peft_align.models.provenance import provenance
-from peft_align.store.records import atomic_write, sha256, write_json
-from peft_align.store.runs import FORMAT, RunDir
+from peft_align.store.journal import Journal
+from peft_align.store.runs import RunDir
 
-SAMPLES = "samples.jsonl.gz"
+# The benchmarks that generate texts: each module has data, scores and judge.
+GENERATED: Mapping[str, ModuleType] = {
+    "alpaca_eval": alpaca_eval,
+    "real_toxicity": real_toxicity,
+    "red_instruct": red_instruct,
+    "over_refusal": over_refusal,
+}
+UNFINISHED = "unfinished.jsonl"  # texts of an evaluation that is under way
+Tick = Callable[[int, int], None]
 
 
 @dataclass
@@ -31,9 +40,10 @@ class Suite:
     """Keeps what the evaluations of one process share."""
 
     preference: PreferenceBenchmark = field(default_factory=PreferenceBenchmark)
+    _data: dict[str, Data] = field(default_factory=dict)
 
     def evaluate(self, run: Run, directory: RunDir, base: Base, requests: Sequence[Request]) -> None:
-        """Do the requests of one run, an adapter loaded once for all benchmarks of its step.
+        """Do the requests of one run on one base, an adapter loaded once for all benchmarks of its step.
 
         Raises:
             InputError: a benchmark's data cannot be read.
@@ -45,28 +55,111 @@ class Suite:
             for request in wanted:
                 if request.config.kind == "preference" and run.kind != "baseline":
                     self.preference.prepare_base(run, request.scoring, base)
+            on_base: list[Callable[[], None]] = []  # what is left to do when the adapter is off again
             with opened(run, directory, base, step) as model:
                 for request in wanted:
-                    self._one(run, directory, base, model, request)
+                    later = self._one(run, directory, base, model, request)
+                    on_base += [later] if later else []
+            for finish in on_base:
+                finish()
 
-    def _one(self, run: Run, directory: RunDir, base: Base, model: object, request: Request) -> None:
+    def _one(self, run: Run, directory: RunDir, base: Base, model: Any, request: Request) -> Callable[[], None] | None:
+        """One benchmark; what it returns is to be done on the bare base."""
         label = f"evaluate {request.benchmark}" + (f" at step {request.step}" if request.step else "")
         directory.report_progress(stage=label)
         started = time.time()
-        if request.config.kind == "preference":
+        before: list[int] = []
 
-            def tick(done: int, total: int) -> None:
-                spent = time.time() - started
-                directory.report_progress(stage=label, step=done, of=total, eta=spent / done * (total - done))
+        def tick(done: int, total: int) -> None:
+            before.append(done) if not before else None  # what an earlier attempt had done tells nothing of the speed
+            fresh, spent = done - before[0], time.time() - started
+            eta = spent / fresh * (total - done) if fresh else None
+            directory.report_progress(stage=label, step=done, of=total, eta=eta)
 
-            scores = self.preference.evaluate(run, request.scoring, base, model, tick)
-        else:
+        def record(scores: Scores) -> None:
+            folder = directory.evaluation(request.name)
+            content = record_of(run, request, time.time() - started) | {
+                "stage": "evaluate",
+                "dataset": request.scoring.dataset_name if request.config.kind in PAIRED else None,
+                "preference": request.scoring.preference_name if request.config.kind in PAIRED else None,
+                "key": request.key,
+                "inputs": {"model": base.source, **scores.inputs},
+            }
+            save(folder, scores, content)
+
+        config = request.config
+        if isinstance(config, Divergence):
+            return self._divergence(run, directory, base, model, request, tick, record)
+        if isinstance(config, Generated):
+            self._generated(run, directory, base, model, request, tick, record)
+        elif isinstance(config, LmEval):
 
             def count(done: int) -> None:
                 directory.report_progress(stage=label, step=done)
 
-            scores = harness.evaluate(request.config, request.scoring, base, model, run.config.hub.mirror, count)
-        save(directory, base, request, scores, time.time() - started)
+            record(harness.evaluate(config, request.scoring, base, model, run.config.hub.mirror, count))
+        else:
+            record(self.preference.evaluate(run, request.scoring, base, model, tick))
+        return None
+
+    def _generated(
+        self,
+        run: Run,
+        directory: RunDir,
+        base: Base,
+        model: Any,
+        request: Request,
+        tick: Tick,
+        record: Callable[[Scores], None],
+    ) -> None:
+        config, evaluation = request.config, request.scoring.evaluation
+        assert isinstance(config, Generated)
+        module, mirror = GENERATED[config.kind], run.config.hub.mirror
+        place = repr((config, mirror))
+        if place not in self._data:
+            self._data[place] = module.data(config, mirror)
+        data = self._data[place]
+        samples, journal = generate_samples(
+            config,
+            data.questions[: evaluation.limit],
+            base,
+            model,
+            run.config.model.template,
+            evaluation.batch_size,
+            lambda head: Journal(directory.evaluation(request.name) / UNFINISHED, head),
+            tick,
+        )
+        scores: Scores = module.scores(config, samples, f"{run.id}/{request.step}" if request.step else run.id)
+        scores.inputs = data.inputs
+        record(scores)
+        journal.remove()
+
+    def _divergence(
+        self,
+        run: Run,
+        directory: RunDir,
+        base: Base,
+        model: Any,
+        request: Request,
+        tick: Tick,
+        record: Callable[[Scores], None],
+    ) -> Callable[[], None]:
+        from peft_align.evaluation.divergence import draw, score
+
+        config, evaluation = request.config, request.scoring.evaluation
+        assert isinstance(config, Divergence)
+        heldout = self.preference.heldout(run, request.scoring, base)
+        head = {"model": base.source["digest"], "data": heldout.source["digest"]}
+        journal = Journal(directory.evaluation(request.name) / UNFINISHED, head)
+        size = evaluation.batch_size
+        drawn = draw(config, heldout, evaluation.limit, base, model, size, journal, tick)
+
+        def finish() -> None:
+            with loaded_adapter(base, None):
+                record(score(drawn, base, size, aligned=run.kind != "baseline"))
+            journal.remove()
+
+        return finish
 
 
 def opened(run: Run, directory: RunDir, base: Base, step: int) -> AbstractContextManager[Any]:
@@ -74,38 +167,3 @@ def opened(run: Run, directory: RunDir, base: Base, step: int) -> AbstractContex
     if run.kind == "merge":
         return merged_model(run, directory, base)
     return loaded_adapter(base, None if run.kind == "baseline" else directory.product(step))
-
-
-def save(directory: RunDir, base: Base, request: Request, scores: Scores, seconds: float) -> None:
-    """Write the samples, then the record."""
-    folder = directory.evaluation(request.name)
-    with (
-        atomic_write(folder / SAMPLES) as temporary,
-        temporary.open("wb") as raw,
-        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,
-    ):
-        for sample in scores.samples:
-            packed.write((json.dumps(sample, ensure_ascii=False, default=str) + "\n").encode())
-    path = folder / SAMPLES
-    scoring = request.scoring
-    paired = request.config.kind == "preference"
-    write_json(
-        folder / "record.json",
-        {
-            "format": FORMAT,
-            "run": request.run_id,
-            "stage": "evaluate",
-            "step": request.step,
-            "benchmark": request.benchmark,
-            "dataset": scoring.dataset_name if paired else None,
-            "preference": scoring.preference_name if paired else None,
-            "metrics": [asdict(metric) for metric in scores.metrics],
-            "key": request.key,
-            "inputs": {"model": base.source, **scores.inputs},
-            "details": scores.details,
-            "files": {SAMPLES: {"size": path.stat().st_size, "sha256": sha256(path)}},
-            "seconds": round(seconds, 3),
-            "provenance": provenance(),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        },
-    )

@@ -70,8 +70,8 @@ def generate_samples(
         tick: called with the number of texts done, and of all.
 
     Returns:
-        A sample for each question, or several (`samples_per_prompt`), in order; and the journal, to be removed when they
-        are recorded.
+        A sample for each question, or several (`samples_per_prompt`), in order; and the journal, to be removed when
+        they are recorded.
     """
     from peft_align.evaluation.generation import Prompt, Settings, Text, generate
 
@@ -80,10 +80,10 @@ def generate_samples(
         ids = _encoded(question.text, base.tokenizer, template, benchmark)
         for i in range(benchmark.samples_per_prompt):
             name = question.id if benchmark.samples_per_prompt == 1 else f"{question.id}/{i}"
-            asked.append((question, Prompt(name, ids, _seed(benchmark.seed, name))))
+            asked.append((question, Prompt(name, ids, seed_of(benchmark.seed, name))))
     prompts = [prompt for _, prompt in asked]
     digest = hashlib.sha256(json.dumps([[p.id, p.ids] for p in prompts]).encode()).hexdigest()
-    kept = journal({"model": base.source["digest"], "prompts": digest, "batch_size": batch_size})
+    kept = journal({"model": base.source["digest"], "prompts": digest})
     answers = {entry["id"]: entry for entry in kept.entries}
     tick(len(answers), len(prompts))
 
@@ -116,7 +116,7 @@ def _encoded(text: str, tokenizer: Any, template: str, benchmark: Generated) -> 
     return cut_prompt(ids, benchmark.max_prompt_tokens, tokenizer.bos_token_id)
 
 
-def _seed(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
     """A seed of its own for each text, the same in every run of the benchmark."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
 

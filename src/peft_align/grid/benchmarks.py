@@ -103,6 +103,16 @@ def judge_prompt(benchmark: Benchmark) -> str | None:
         return None
 
 
+def no_prompt(name: str, benchmark: Benchmark) -> Fault:
+    """What to tell people when the prompt of a benchmark's judge is not there."""
+    given = getattr(benchmark, "prompt_file", None)
+    if given:
+        return Fault(f"benchmark.{name}.prompt_file={given}", "cannot be read")
+    what = f"the judge's prompt of {getattr(benchmark, 'evaluator', name)} is not here"
+    hint = f"pip install alpaca-eval, or give its file: benchmark.{name}.prompt_file=PATH"
+    return Fault(f"benchmark {name}", what, hint)
+
+
 def red_instruct_files(benchmark: RedInstruct, mirror: str | None) -> tuple[Path, Path, Path] | Fault:
     """The folder of Red-Instruct's data, its questions and its red-teaming prompt; or what is missing of them."""
     where = f"red_instruct ({benchmark.prompt})"

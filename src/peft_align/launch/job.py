@@ -15,23 +15,25 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_align.errors import InputError
-from peft_align.grid.planner import Planner
+from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import Run
 from peft_align.grid.serialize import config_of, run_from_plain
-from peft_align.store.records import Damaged, read_json, write_json
+from peft_align.store.records import Damaged, read_json, verify, write_json
 from peft_align.store.runs import RunDir
 
 if TYPE_CHECKING:
+    from peft_align.config.schema import Peft
+    from peft_align.evaluation.judging import Judging
     from peft_align.evaluation.suite import Suite
     from peft_align.models.loading import BaseCache
 
 PR_SET_PDEATHSIG = 1
-STAGES = ("train", "merge", "evaluate")
+STAGES = ("train", "merge", "evaluate", "judge")
 SOME_FAILED = 3  # not 1, with which Python ends on an error that nobody caught
 WAIT = 1.0  # seconds between looks at runs that others hold
 
@@ -47,8 +49,10 @@ class Worker:
     root: Path
     sweep: str
     stages: tuple[str, ...] = STAGES
+    judges: tuple[str, ...] | None = None  # options that judge; None: all
     _bases: BaseCache | None = field(default=None)
     _suite: Suite | None = field(default=None)
+    _judging: Judging | None = field(default=None)
 
     def work(self, runs: Sequence[Run], *, logged: bool = False) -> bool:
         """Do the runs in order; False if one failed. A run that another process holds is waited for, others go first.
@@ -87,16 +91,18 @@ class Worker:
         with directory.lock() as mine:
             if not mine:
                 return None
-            stage = "start"
+            stage, item = "start", None
             try:
                 directory.commit_attempt()
                 planner = Planner(self.root, run.config.hub.mirror)
                 item = planner.item(run)
                 make = item.to_make if run.kind in self.stages else None
                 forms = item.to_save if "merge" in self.stages else ()
-                if not make and not forms and not ("evaluate" in self.stages and item.missing):
+                evaluates = "evaluate" in self.stages and bool(item.missing)
+                if not (make or forms or evaluates or self._to_judge(item)):
                     return True
-                directory.clear_state()
+                if self.stages != ("judge",):  # what failed before is none of a judge's business
+                    directory.clear_state()
                 identity = {"id": run.id, "kind": run.kind, "axes": run.axes, "parents": list(run.parents)}
                 write_json(directory.path / "run.json", {**identity, "config": config_of(run)})
                 directory.report_progress(stage="load", step=0, of=0)
@@ -112,6 +118,9 @@ class Worker:
                 for form in forms:
                     stage = f"save as {form}"
                     self._save(run, directory, form)
+                if judgements := self._to_judge(planner.item(run)):
+                    stage = "judge"
+                    self._judge(run, directory, judgements)
             except Stopped as stop:
                 directory.fail(stage, f"stopped by signal {signal.Signals(int(stop.code or 0) - 128).name}")
                 raise
@@ -121,6 +130,8 @@ class Worker:
                     self._bases = None  # it may not be as it was
                 if isinstance(error, Damaged) and stage == "evaluate" and run.kind == "train":
                     directory.discard_record()
+                if isinstance(error, Damaged) and stage == "judge" and item:
+                    self._discard_damaged_texts(directory, item)
                 directory.fail(stage, reason(error), log=str(directory.log))
                 return False
             finally:
@@ -172,14 +183,41 @@ class Worker:
 
         if self._suite is None:
             self._suite = Suite()
-        self._suite.evaluate(run, directory, self._base(run), [request for request, _ in item.missing])
+        missing = [request for request, _ in item.missing]
+        while missing:  # usually once: on the base that it was made on
+            peft = missing[0].scoring.peft
+            self._suite.evaluate(run, directory, self._base(run, peft), [r for r in missing if r.scoring.peft == peft])
+            missing = [request for request in missing if request.scoring.peft != peft]
 
-    def _base(self, run: Run) -> Any:
+    def _to_judge(self, item: Item) -> list[Judgement]:
+        """What this worker can judge of a run now."""
+        if "judge" not in self.stages:
+            return []
+        return [each for each in item.to_judge if self.judges is None or each.option in self.judges]
+
+    def _judge(self, run: Run, directory: RunDir, judgements: list[Judgement]) -> None:
+        from peft_align.evaluation.judging import Judging
+
+        if self._judging is None:
+            self._judging = Judging(self.root)
+        self._judging.judge(run, directory, judgements)
+
+    def _discard_damaged_texts(self, directory: RunDir, item: Item) -> None:
+        """Have texts that are not what their record says generated again next time."""
+        for request in {judgement.request.name: None for judgement in item.judgements}:
+            record = directory.evaluation_record(request)
+            try:
+                verify(directory.evaluation(request), record["files"] if record else {})
+            except Damaged:
+                (directory.evaluation(request) / "record.json").unlink(missing_ok=True)
+
+    def _base(self, run: Run, peft: Peft | None = None) -> Any:
         from peft_align.models.loading import BaseCache
 
         if self._bases is None:
             self._bases = BaseCache()
-        return self._bases.get(run.config, dequantized=run.kind == "merge")
+        config = replace(run.config, peft=peft) if peft else run.config
+        return self._bases.get(config, dequantized=run.kind == "merge")
 
 
 class Blocked(RuntimeError):
@@ -234,7 +272,8 @@ def main(argv: list[str]) -> int:
         import torch
 
         torch.set_num_threads(job["threads"])
-    worker = Worker(Path(job["root"]), job["sweep"], tuple(job["stages"]))
+    judges = None if job["judges"] is None else tuple(job["judges"])
+    worker = Worker(Path(job["root"]), job["sweep"], tuple(job["stages"]), judges)
     return 0 if worker.work([run_from_plain(plain) for plain in job["runs"]], logged=True) else SOME_FAILED
 
 

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -42,12 +42,23 @@ CPU_MEMORY = {
 
 @dataclass
 class Job:
-    """Runs that share a base, done by one process, once the runs `after` which it comes are no one's any more."""
+    """Stages of runs, done by one process.
+
+    Attributes:
+        items: runs that share a base, or a judge.
+        stages: what is done of them.
+        judges: of the stage judge: the options that judge.
+        after: runs that no other job may be at, or going to be at, when it starts.
+        device: whether it needs a device; a judge behind an API does not, and waits for none.
+    """
 
     items: list[Item]
+    stages: tuple[str, ...]
+    judges: tuple[str, ...] | None = None
     after: frozenset[str] = frozenset()
+    device: bool = True
     process: subprocess.Popen[bytes] | None = None
-    slot: int = 0
+    slot: int | None = None
     log: Path | None = None
 
 
@@ -84,15 +95,15 @@ class LocalLauncher:
         self._states = self._observe(items, None)
         with self._display(begun) as show, stopping(active):
             while waiting or active or any(self._held(item) for item in todo):
-                while slots and (job := _startable(waiting, active)):
+                while job := _startable(waiting, active, free=bool(slots)):
                     waiting.remove(job)
-                    job.slot = slots.pop(0)
+                    job.slot = slots.pop(0) if job.device else None
                     self._start(job, gpus, workers)
                     active.append(job)
                 time.sleep(TICK)
                 for job in [job for job in active if job.process and job.process.poll() is not None]:
                     active.remove(job)
-                    slots.append(job.slot)
+                    slots += [job.slot] if job.slot is not None else []
                     waiting = [*self._bury(job), *waiting]
                 ticks += 1
                 busy = {item.run.id for job in active for item in job.items} if ticks % FULL_LOOK else None
@@ -126,10 +137,12 @@ class LocalLauncher:
         """Runs by base, parents with their children, cut so that every worker has something.
 
         Merges come after their inputs, in jobs of their own: their base is another one, and their inputs may be
-        several workers'.
+        several workers'. So do judges, after the texts; those behind an API one after the other, for it has one limit.
         """
+        making = tuple(stage for stage in self.stages if stage != "judge")
+        makers = [i for i in items if i.to_make or i.missing or i.to_save or i.run.id in self._again] if making else []
         groups: dict[str, list[Item]] = {}
-        for item in items:
+        for item in makers:
             peft, kind = item.run.config.peft, item.run.kind == "merge"
             key = repr((item.run.config.model, peft.base_precision, peft.double_quantization, peft.compute_dtype, kind))
             groups.setdefault(key, []).append(item)
@@ -140,7 +153,11 @@ class LocalLauncher:
             for i in range(0, len(families), size):
                 members = [item for family in families[i : i + size] for item in family]
                 inputs = {parent for item in members if item.run.kind == "merge" for parent in item.run.parents}
-                jobs.append(Job(members, frozenset(inputs)))
+                jobs.append(Job(members, making, after=frozenset(inputs)))
+        if "judge" in self.stages:
+            made = {item.run.id for item in makers}
+            groups_of_texts = [*(job.items for job in jobs), [item for item in items if item.run.id not in made]]
+            jobs += [judging for members in groups_of_texts for judging in _judging(members)]
         return jobs
 
     def _start(self, job: Job, gpus: Sequence[str], workers: int) -> None:
@@ -150,7 +167,8 @@ class LocalLauncher:
         content = {
             "root": str(self.planner.root.resolve()),
             "sweep": self.folder.name,
-            "stages": list(self.stages),
+            "stages": list(job.stages),
+            "judges": job.judges,
             "threads": threads,
             "runs": [run_to_plain(item.run) for item in job.items],
         }
@@ -158,7 +176,7 @@ class LocalLauncher:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[job.slot % len(gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[job.slot % len(gpus)] if job.slot is not None else ""
         else:
             environment = {**CPU_MEMORY, **environment}
         job.log = path.with_suffix(".log")
@@ -188,12 +206,19 @@ class LocalLauncher:
             progress = directory.progress()
             if progress is not None and progress.get("pid") == job.process.pid:
                 directory.fail(str(progress["stage"]), died, log=str(directory.log))
-        left = [i for i in job.items if directories[i.run.id].failure() is None and not self.planner.item(i.run).done]
+        left = [i for i in job.items if directories[i.run.id].failure() is None and self._has_work(job, i)]
         if len(left) < len(job.items):
-            return [Job(left, job.after)] if left else []
+            return [replace(job, items=left, process=None, slot=None, log=None)] if left else []
         for item in left:  # it never came to a run: another worker would not either
             directories[item.run.id].fail("start", died, log=str(job.log))
         return []
+
+    def _has_work(self, job: Job, item: Item) -> bool:
+        """Whether a job has something left to do of a run."""
+        now = self.planner.item(item.run)
+        if job.judges is not None:
+            return any(judgement.option in job.judges for judgement in now.to_judge)
+        return bool(now.to_make or now.missing or now.to_save)
 
     @contextmanager
     def _display(self, begun: float) -> Iterator[Callable[[list[State]], None]]:
@@ -223,10 +248,26 @@ class LocalLauncher:
         print(summary(Counter(state.state for state in self._states)), flush=True)
 
 
-def _startable(waiting: Sequence[Job], active: Sequence[Job]) -> Job | None:
-    """The first job whose inputs no other job is going to make, or is making."""
-    making = {item.run.id for job in (*waiting, *active) for item in job.items}
-    return next((job for job in waiting if not job.after & making), None)
+def _judging(items: Sequence[Item]) -> Iterator[Job]:
+    """For each judge of what is, or is going to be, generated of these runs, the judging after it."""
+    judges: dict[tuple[str, bool], list[Item]] = {}
+    for item in items:
+        unjudged = {judgement.option for judgement, _ in item.unjudged}
+        kinds = {option: judge.kind for scoring in item.run.scorings for _, option, judge in scoring.judges}
+        for option, kind in sorted(kinds.items()):
+            if option in unjudged or item.to_make or item.missing:
+                judges.setdefault((option, kind != "openai"), []).append(item)
+    for (option, device), members in judges.items():
+        after = frozenset(item.run.id for item in members)
+        yield Job(members, ("judge",), (option,), after, device)
+
+
+def _startable(waiting: Sequence[Job], active: Sequence[Job], *, free: bool) -> Job | None:
+    """The first job that has what it needs: a free device or an API that no other asks, and its inputs made."""
+    making = {item.run.id for job in (*waiting, *active) if job.stages != ("judge",) for item in job.items}
+    asking = any(not job.device for job in active)
+    able = (job for job in waiting if (free if job.device else not asking) and not job.after & making)
+    return next(able, None)
 
 
 def _families(items: Sequence[Item]) -> Iterator[list[Item]]:

@@ -16,7 +16,10 @@ from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir
 
 FIRST = ("run_id", "kind", *MAIN_AXES, "base")
-LAST = ("seed", "step", "samples", "benchmark", "metric", "value", "stderr", "n", "higher_is_better")
+LAST = (
+    *("seed", "step", "samples", "benchmark", "judge", "metric"),
+    *("value", "stderr", "bound", "n", "higher_is_better"),
+)
 Row = dict[str, Any]
 
 
@@ -34,12 +37,19 @@ def rows(sweep: Sweep, items: Sequence[Item], root: Path) -> list[Row]:
         if item.run.is_parent_only:
             continue
         missing = {id(request) for request, _ in item.missing}
+        unjudged = {id(judgement) for judgement, _ in item.unjudged}
         for request in item.requests:
             if id(request) in missing:
                 continue
-            record = RunDir(root, item.run.id).evaluation_record(request.name)
-            for metric in record["metrics"] if record else ():
-                found.append(_row(names, item, record or {}, metric, by_id))
+            directory = RunDir(root, item.run.id)
+            records = [directory.evaluation_record(request.name)]
+            records += [
+                directory.judgement_record(request.name, judgement.name)
+                for judgement in item.judgements
+                if judgement.request is request and id(judgement) not in unjudged
+            ]
+            for record in filter(None, records):
+                found += [_row(names, item, record, metric, by_id) for metric in record["metrics"]]
     return found
 
 
@@ -47,7 +57,7 @@ def _row(
     names: Sequence[str], item: Item, record: dict[str, Any], metric: dict[str, Any], by_id: Mapping[str, Run]
 ) -> Row:
     run = item.run
-    row: Row = dict.fromkeys(names) | {"base": run.base}
+    row: Row = dict.fromkeys(names) | {"base": record["base"], "judge": record.get("judge")}
     if run.kind == "baseline":
         # no adapter: the column tells the precision of the base; a held-out set of pairs is named, if there is one
         row |= {"model": run.choices["model"], "peft": run.base}
@@ -65,7 +75,7 @@ def _row(
         part += f"/{record['key']['split']}"
     row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": record["benchmark"] + part}
     row["metric"] = metric["name"]
-    return row | {key: metric[key] for key in ("value", "stderr", "n", "higher_is_better")}
+    return row | {key: metric[key] for key in ("value", "stderr", "bound", "n", "higher_is_better")}
 
 
 def _further(names: Sequence[str]) -> Sequence[str]:
@@ -118,6 +128,7 @@ def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row]) -> Non
     fixed = {
         "value": pa.float64(),
         "stderr": pa.float64(),
+        "bound": pa.float64(),
         "n": pa.int64(),
         "step": pa.int64(),
         "samples": pa.int64(),
@@ -154,6 +165,7 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
         varying.insert(varying.index("peft") + 1, "base")  # not what the kind of adapter says
     if len({row["step"] for row in table if row["kind"] == "train"}) > 1:
         varying.append("samples")
+    table = _by_judge(table)
     measures = list(dict.fromkeys((row["benchmark"], row["metric"]) for row in table))
     table = [row | {"method": row["method"] or "baseline"} for row in table]
     if _conditions_differ(table, varying):  # what differs is no column: it must not pass for seeds
@@ -176,9 +188,24 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
         for k in keys
         if k not in varying and (value := next((r[k] for r in table if r[k] is not None), None)) is not None
     )
+    judges = {str(row["benchmark"]).split(" (")[0]: row["judge"] for row in table if row["judge"]}
+    judged = ", ".join(f"{benchmark} by {judge}" for benchmark, judge in judges.items())
     note = "± is the 95% t interval over seeds." if any("±" in cell for line in body for cell in line) else ""
-    caption = "\n".join(filter(None, [fixed and f"{fixed}.", note]))
+    caption = "\n".join(filter(None, [fixed and f"{fixed}.", judged and f"Judged: {judged}.", note]))
     return f"{_align(head, body)}\n{caption}\n" if caption else _align(head, body)
+
+
+def _by_judge(table: Sequence[Row]) -> list[Row]:
+    """Where several judges scored one benchmark, a column for each of them: what they say is never mixed."""
+    judges: dict[str, set[str]] = {}
+    for row in table:
+        judges.setdefault(row["benchmark"], set()).update({row["judge"]} if row["judge"] else ())
+    return [
+        row | {"benchmark": f"{row['benchmark']} ({row['judge']})"}
+        if row["judge"] and len(judges[row["benchmark"]]) > 1
+        else row
+        for row in table
+    ]
 
 
 def _conditions_differ(table: Sequence[Row], keys: Sequence[str]) -> bool:
