@@ -13,11 +13,13 @@ from peft_align.config.command_line import CommandLine, parse
 from peft_align.config.compose import ConfigSpace
 from peft_align.errors import Fault, InputError
 from peft_align.grid.expand import build_sweep
+from peft_align.grid.external import with_adapters
 from peft_align.grid.planner import Item, Planner, conditions, judge_identity
 from peft_align.grid.runs import Sweep
 from peft_align.grid.serialize import config_of
 from peft_align.store.sweeps import latest_manifest, sweep_dir
 
+ADAPTER = "adapter"  # adapters that were not trained here
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
@@ -57,10 +59,11 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, own: Sequence[str] = 
         own: the verb's own keys, which are no settings of a run.
         latest: without a grid or overrides, take the sweep that was started last under the root.
     """
+    own = [*own, ADAPTER]
     line = parse(argv, flags, own)
     root = Path(str(line.value("root", "outputs")))
     named = line.grids or line.hydra or line.selected
-    only_root = not named and all(override.key == "root" for override in line.overrides)
+    only_root = not named and ADAPTER not in line.own and all(override.key == "root" for override in line.overrides)
     if only_root and not line.faults:
         manifest = latest_manifest(root) if latest else None
         if manifest is None:
@@ -68,11 +71,14 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, own: Sequence[str] = 
             raise InputError(
                 [Fault("command line", what, "give +grid=NAME or overrides, e.g. +grid=quickstart; see --help")]
             )
-        own = [word for word in manifest["command"] if not word.lstrip("+").startswith("root=")]
-        remembered = parse([*own, f"root={root}", *(f"--config-dir={d}" for d in manifest["config_dirs"])])
+        words = [word for word in manifest["command"] if not word.lstrip("+").startswith("root=")]
+        dirs = [f"--config-dir={folder}" for folder in manifest["config_dirs"]]
+        remembered = parse([*words, f"root={root}", *dirs], own=own)
         line = dataclasses.replace(remembered, flags=line.flags)
     space = ConfigSpace(line.config_dirs, line.hydra)
     sweep = build_sweep(space, line)
+    if ADAPTER in line.own:
+        sweep = with_adapters(sweep, list(map(str, line.own[ADAPTER])))
     return Asked(line, sweep, Planner(Path(sweep.config.root), sweep.config.hub.mirror))
 
 

@@ -1,8 +1,12 @@
 """Score the checkpoints of a sweep that exist, and its baselines; trains nothing.
 
-usage: python -m peft_align.evaluate [+grid=NAME] [key=value ...] [--config-dir DIR]
+usage: python -m peft_align.evaluate [+grid=NAME] [adapter=...] [key=value ...] [--config-dir DIR]
+
+  adapter=A,B: folders or hub repositories of adapters that were not trained here. A model that was not: give its
+  repository or folder, model=... model.hub_id=...; it is scored as a baseline.
 
 examples:
+  python -m peft_align.evaluate model=mistral_7b adapter=me/my-adapter peft=lora evaluation=paper judge=gpt4
   python -m peft_align.evaluate +grid=quickstart evaluation.heldout=16
   python -m peft_align.evaluate +grid=main evaluation.benchmarks=[mmlu,arc_easy] evaluation.limit=100
   python -m peft_align.evaluate +grid=main model=mistral_7b evaluation.batch_size=32

@@ -99,11 +99,13 @@ def parse(argv: Sequence[str], flags: Sequence[str] = (), own: Sequence[str] = (
 
 
 def _anywhere(word: str) -> str:
-    """A word as it is to be read again from another folder: with the selection's path in full."""
+    """A word as it is to be read again from another folder: with paths of selections and adapters in full."""
     key, equals, paths = word.partition("=")
-    if key.lstrip("+") != "selected" or not equals or any(mark in paths for mark in "'\"()[]"):
+    if key.lstrip("+") not in ("selected", "adapter") or not equals or any(mark in paths for mark in "'\"()[]"):
         return word
-    return f"{key}={','.join(str(Path(path).absolute()) for path in paths.split(','))}"
+    is_path = key.lstrip("+") == "selected"
+    full = [str(Path(path).absolute()) if is_path or Path(path).is_dir() else path for path in paths.split(",")]
+    return f"{key}={','.join(full)}"
 
 
 def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[dict[str, Override], list[str]]:

@@ -73,6 +73,17 @@ JUDGES: dict[str, type] = {
     "profanity": Profanity,
 }
 Judge = NoJudge | Endpoint | LocalLM | Classifier | Profanity
+
+
+def judge_label(option: str, judge: Judge) -> str:
+    """How tables name a judge: its option and the model behind it."""
+    if isinstance(judge, Endpoint):
+        return f"{option}/{judge.model}"
+    if isinstance(judge, (LocalLM, Classifier)):
+        return f"{option}/{judge.hub_id.rstrip('/').rpartition('/')[2]}"
+    return option
+
+
 # What answers questions in words, and what scores texts.
 ANSWERING = ("openai", "causal_lm")
 SCORING = ("classifier", "profanity")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import datasets
 
 from peft_align.config.benchmarks import LmEval
 from peft_align.errors import Fault, InputError
-from peft_align.evaluation.scores import Metric, Scores
+from peft_align.evaluation.scores import Metric, Scores, clustered_error
 from peft_align.grid.benchmarks import OWN_TASKS
 from peft_align.grid.runs import Scoring
 from peft_align.models.loading import Base
@@ -156,8 +157,24 @@ def _of_one(task: str, results: dict[str, Any], part: str) -> list[Metric]:
         stderr = values.get(f"{name}_stderr,{filtered}")
         shown = name if len(filters) == 1 else f"{name},{filtered}"
         error = float(stderr) if isinstance(stderr, (int, float)) else None
+        if len(leaves) > 1:
+            error = _over_leaves(leaves, name, filtered, float(value), results) or error
         found.append(Metric(shown, float(value), error, n, _better(name, [task, *leaves], results), part))
     return found
+
+
+def _over_leaves(leaves: list[str], metric: str, filtered: str, value: float, results: dict[str, Any]) -> float | None:
+    """The standard error of a group's mean, clustered by its tasks; None if the mean is not that of its items."""
+    scored = [
+        (float(sample[metric]), leaf)
+        for leaf in leaves
+        for sample in results.get("samples", {}).get(leaf, [])
+        if sample.get("filter", "none") == filtered and isinstance(sample.get(metric), (int, float))
+    ]
+    values, clusters = [v for v, _ in scored], [leaf for _, leaf in scored]
+    if not values or not math.isclose(math.fsum(values) / len(values), value, abs_tol=1e-9):
+        return None
+    return clustered_error(values, clusters)
 
 
 def _better(metric: str, tasks: list[str], results: dict[str, Any]) -> bool | None:

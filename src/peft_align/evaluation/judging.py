@@ -10,7 +10,7 @@ from typing import Any
 
 from peft_align.config.benchmarks import RealToxicity
 from peft_align.config.identity import short_hash, slug
-from peft_align.config.judges import SCORING, Classifier
+from peft_align.config.judges import SCORING, Classifier, judge_label
 from peft_align.data.pairs import Message
 from peft_align.errors import InputError
 from peft_align.evaluation import real_toxicity
@@ -84,7 +84,7 @@ class Judging:
     ) -> None:
         content = record_of(run, judgement.request, seconds) | {
             "stage": "judge",
-            "judge": judgement.option,
+            "judge": judge_label(judgement.option, judgement.judge),
             "dataset": None,
             "preference": None,
             "key": judgement.key,

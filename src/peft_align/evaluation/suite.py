@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -166,4 +167,6 @@ def opened(run: Run, directory: RunDir, base: Base, step: int) -> AbstractContex
     """The model to evaluate: the bare base, the base with an adapter on it, or the merged model. Raises Damaged."""
     if run.kind == "merge":
         return merged_model(run, directory, base)
+    if run.kind == "external":
+        return loaded_adapter(base, Path(str(run.adapter)))
     return loaded_adapter(base, None if run.kind == "baseline" else directory.product(step))

@@ -15,6 +15,7 @@ from peft_align.config.benchmarks import Benchmark, Divergence, Generated, LmEva
 from peft_align.config.compose import scientific
 from peft_align.config.identity import base_identity, short_hash, slug
 from peft_align.config.judges import Judge
+from peft_align.grid import external
 from peft_align.grid.benchmarks import judge_prompt, task_definition
 from peft_align.grid.runs import Run, Scoring
 from peft_align.store.hub import data_folder, dataset_folder, model_folder
@@ -132,7 +133,7 @@ class Planner:
         """The state of one run."""
         directory = RunDir(self.root, run.id)
         item = Item(run)
-        record = None
+        record: dict[str, Any] | None = None
         if run.kind == "train":
             record = directory.train_record()
             item.to_make = self._to_train(run, directory, record)
@@ -141,6 +142,9 @@ class Planner:
             item.to_make = self._to_merge(record)
             saved = record["saved"] if record and not item.to_make else {}
             item.to_save = tuple(f for f in run.saves if not self._is_saved(run, directory, f, saved.get(f)))
+        elif run.kind == "external":
+            assert run.adapter is not None
+            record = {"digest": external.adapter_digest(Path(run.adapter))}
         failure = directory.failure()
         item.failure = f"{failure['stage']}: {failure['reason']}" if failure else None
         lacks_only_steps = item.to_make is not None and item.to_make.startswith(LACKS_STEPS)
@@ -325,10 +329,11 @@ def request_key(
         if record is None or str(step) not in record["checkpoints"]:
             return None
         adapter = record["checkpoints"][str(step)]["digest"]
-    elif run.kind == "merge":
+    elif run.kind in ("merge", "external"):
         if record is None:
             return None
-        adapter, base = record["digest"], base | {"weights": run.base_of(scoring.peft)}
+        adapter = record["digest"]
+        base |= {"weights": run.base_of(scoring.peft)} if run.kind == "merge" else {}
     return conditions(benchmark, scoring) | {"adapter": adapter, "base": base}
 
 

@@ -38,7 +38,7 @@ class Run:
     """One cell of the table: one directory."""
 
     id: str
-    kind: str  # train, merge or baseline
+    kind: str  # train, merge, baseline, or external: an adapter that was not trained here
     config: Config
     choices: dict[str, str]
     axes: dict[str, Any]
@@ -47,6 +47,7 @@ class Run:
     steps: tuple[int, ...] = ()  # every checkpoint asked for
     is_parent_only: bool = False
     saves: tuple[str, ...] = ()  # forms in which a merge is kept besides its recipe: adapter, full
+    adapter: str | None = None  # of an external run: the adapter's folder
 
     @property
     def base(self) -> str:

@@ -31,6 +31,8 @@ def config_of(run: Run) -> dict[str, Any]:
         return config
     base = {name: config["peft"][name] for name in BASE_FIELDS}
     own: dict[str, Any] = {"model": config["model"], "base": base}
+    if run.kind == "external":
+        own |= {"adapter": run.adapter}
     if run.kind == "merge":
         own |= {"merge": config["merge"], "inputs": list(run.parents), "seed": run.config.seed}
     return own | {name: config[name] for name in ("evaluation", "judge", "launcher", "tracker", "root", "hub")}
@@ -65,4 +67,5 @@ def run_from_plain(plain: Mapping[str, Any]) -> Run:
         steps=tuple(plain["steps"]),
         is_parent_only=plain["is_parent_only"],
         saves=tuple(plain["saves"]),
+        adapter=plain["adapter"],
     )

@@ -20,6 +20,7 @@ LAST = (
     *("seed", "step", "samples", "benchmark", "judge", "metric"),
     *("value", "stderr", "bound", "n", "higher_is_better"),
 )
+NOT_TRAINED = ("baseline", "external")
 Row = dict[str, Any]
 
 
@@ -58,9 +59,9 @@ def _row(
 ) -> Row:
     run = item.run
     row: Row = dict.fromkeys(names) | {"base": record["base"], "judge": record.get("judge")}
-    if run.kind == "baseline":
-        # no adapter: the column tells the precision of the base; a held-out set of pairs is named, if there is one
-        row |= {"model": run.choices["model"], "peft": run.base}
+    if run.kind in NOT_TRAINED:
+        # no adapter of ours: peft tells the precision of the base; a held-out set of pairs is named, if there is one
+        row |= {"model": run.choices["model"], "peft": run.base, "method": run.axes.get("adapter")}
         row |= {"dataset": record["dataset"], "preference": record["preference"]}
     else:
         row |= {key: run.choices[key] for key in MAIN_AXES} | {"seed": run.config.seed}
@@ -224,11 +225,11 @@ def _spread_baselines(table: Sequence[Row]) -> list[Row]:
     """Show a baseline's scores that belong to no dataset beside each of its held-out sets, not in another row."""
     sets: dict[str, dict[tuple[str, str], None]] = {}
     for row in table:
-        if row["kind"] == "baseline" and row["dataset"] is not None:
+        if row["kind"] in NOT_TRAINED and row["dataset"] is not None:
             sets.setdefault(row["run_id"], {})[row["dataset"], row["preference"]] = None
     spread = []
     for row in table:
-        homeless = row["kind"] == "baseline" and row["dataset"] is None
+        homeless = row["kind"] in NOT_TRAINED and row["dataset"] is None
         places = (
             sets.get(row["run_id"], {(None, None): None}) if homeless else {(row["dataset"], row["preference"]): None}
         )

@@ -56,13 +56,14 @@ def model_folder(model: Model, mirror: str | None) -> Path | None:
     elif model.source == "cache":
         folder = cache_dir() / "models" / str(model.hub_id)
     else:
-        return mirrored(mirror, str(model.hub_id), model.revision)
+        own = Path(str(model.hub_id)).expanduser()
+        return own if own.is_absolute() and own.is_dir() else mirrored(mirror, str(model.hub_id), model.revision)
     return folder if (folder / "complete.json").is_file() else None
 
 
 def is_here(repo_id: str, revision: str | None, kind: str, mirror: str | None) -> bool:
     """Whether a repository ("dataset" or "model") is on this machine: in the mirror or the hub's own cache."""
-    if mirrored(mirror, repo_id, revision) is not None:
+    if mirrored(mirror, repo_id, revision) is not None or data_folder(repo_id, mirror) is not None:
         return True
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
