@@ -6,10 +6,10 @@ PY := $(VENV)/bin/python
 RUN := HF_HUB_DISABLE_TELEMETRY=1 $(PY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study lint wheel clean
+.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study acceptance-evaluation lint wheel clean
 
 help:  ## show this help
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.ready  ## make the virtual environment with the tested versions
 
@@ -38,6 +38,10 @@ acceptance-real: setup  ## 16 runs on real data with a real model (20 minutes; n
 acceptance-study: setup  ## the whole study in miniature, 130 runs (50 minutes; needs ../shared or PEFT_ALIGN_SHARED)
 	@$(RUN) scripts/fetch_smollm2.py
 	@$(RUN) -m pytest -m acceptance tests/end_to_end/test_study.py
+
+acceptance-evaluation: setup  ## the study's five benchmarks against lm_eval and over a sweep (60 minutes; needs ../shared)
+	@$(RUN) scripts/fetch_smollm2.py
+	@$(RUN) -m pytest -m acceptance tests/evaluation tests/end_to_end/test_paper_suite.py
 
 lint: setup  ## ruff and mypy
 	@$(PY) -m ruff check .

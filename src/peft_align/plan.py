@@ -25,10 +25,11 @@ from rich.console import Console
 from rich.table import Table
 
 from peft_align.cli import Asked, ask, resolved, run_verb
+from peft_align.config.benchmarks import Generated
 from peft_align.config.schema import Dataset, Model
 from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, human_time, seconds_left
 from peft_align.grid.planner import Item
-from peft_align.sweep import not_here
+from peft_align.sweep import not_here, unready
 
 KINDS = ("train", "merge", "baseline")
 SHOWN_REASONS = 12
@@ -58,6 +59,7 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         for key, value in shown.items() if item.run.kind != "baseline" else ():
             axes.setdefault(key, Counter())[f"{value:g}" if isinstance(value, float) else str(value)] += 1
     seconds = seconds_left(asked.root, items)
+    todo = [item for item in items if not item.done]
     return {
         "sweep": asked.sweep.name,
         "folder": str(asked.folder),
@@ -74,7 +76,9 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         ],
         "overrides": asked.sweep.notes,
         "unpinned": sorted({name for item in own for name in _unpinned(item)}),
-        "from_hub": sorted(repo for _, repo in not_here([item for item in items if not item.done])),
+        "from_hub": {repo: why for (_, repo), why in sorted(not_here(todo).items(), key=lambda entry: entry[0][1])},
+        "not_ready": [str(fault) for fault in unready(todo)],
+        "not_judged": sorted(_unjudged(own)),
         "trainable_parameters": trainable(own),
         "disk_bytes": disk_bytes(items),
         "training_seconds": seconds,
@@ -97,6 +101,13 @@ def _unpinned(item: Item) -> list[str]:
     config = item.run.config
     sources: list[Model | Dataset] = [config.model, *([] if item.run.kind == "baseline" else [config.dataset])]
     return [s.hub_id for s in sources if s.hub_id and s.revision is None]
+
+
+def _unjudged(items: Sequence[Item]) -> set[str]:
+    """Benchmarks whose texts are generated and judged by no one."""
+    scorings = [scoring for item in items for scoring in item.run.scorings]
+    generated = {name for scoring in scorings for name, b in scoring.benchmarks if isinstance(b, Generated)}
+    return generated - {name for scoring in scorings for name, _, _ in scoring.judges}
 
 
 def trainable(items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -139,7 +150,14 @@ def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool) -> None:
             f"unpinned: {names}: their newest revision will be read; the records keep the commit", markup=False
         )
     if content["from_hub"]:
-        console.print(f"not on this machine, to be read from the hub: {', '.join(content['from_hub'])}", markup=False)
+        console.print("not on this machine, to be read from the hub:", markup=False)
+        for repo, why in content["from_hub"].items():
+            console.print(f"  {repo} ({why})", markup=False, highlight=False)
+    for fault in content["not_ready"][:SHOWN_REASONS]:
+        console.print(f"missing: {fault}", markup=False, highlight=False)
+    if content["not_judged"]:
+        names = ", ".join(content["not_judged"])
+        console.print(f"generated, and judged by no one: {names}: give judge=NAME now or later", markup=False)
     for entry in content["trainable_parameters"][:SHOWN_REASONS]:
         count = f"{entry['parameters']:,}" if entry["parameters"] is not None else "unknown: other modules"
         line = f"trainable parameters: {count} ({entry['model']}, {entry['method']}, rank {entry['r']})"

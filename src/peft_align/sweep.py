@@ -74,16 +74,23 @@ def verb(argv: list[str]) -> int:
 
 
 def check_inputs(items: Sequence[Item], stages: Collection[str] = STAGES) -> None:
-    """Before anything starts: what only this machine can provide is there. Raises InputError.
+    """Before anything starts: what is needed is here, or on the hub if that may be asked. Raises InputError.
 
     Args:
         items: what is to be done.
         stages: of them.
     """
-    faults: list[Fault] = []
+    faults = unready(items, stages)
     for (kind, repo), why in not_here(items, stages).items() if offline() else ():
         what = f"the {kind} {repo} is neither in the mirror nor in the hub's cache, and the hub is switched off"
         faults.append(Fault(why, what, "set hub.mirror=DIR to a folder that has it"))
+    if faults:
+        raise InputError(faults)
+
+
+def unready(items: Sequence[Item], stages: Collection[str] = STAGES) -> list[Fault]:
+    """What is missing on this machine that the hub does not provide: folders, packages, prompts, keys."""
+    faults: list[Fault] = []
     for item in items:
         config = item.run.config
         mirror = config.hub.mirror
@@ -97,12 +104,10 @@ def check_inputs(items: Sequence[Item], stages: Collection[str] = STAGES) -> Non
             faults.append(Fault(f"model={item.run.choices['model']}", what, hint))
         faults += _unready_benchmarks(item) if "evaluate" in stages else ()
         faults += _unready_judges(item) if "judge" in stages else ()
-    if faults:
-        raise InputError(faults)
+    return list(dict.fromkeys(faults))
 
 
 def _unready_benchmarks(item: Item) -> Iterator[Fault]:
-    """What is missing of what a run's benchmarks read, besides the hub's."""
     for request, _ in item.missing:
         config = request.config
         if isinstance(config, RedInstruct):
@@ -115,7 +120,6 @@ def _unready_benchmarks(item: Item) -> Iterator[Fault]:
 
 
 def _unready_judges(item: Item) -> Iterator[Fault]:
-    """What is missing of what a run's judges need: prompts, keys, packages."""
     for scoring in item.run.scorings if not item.done else ():
         configs = dict(scoring.benchmarks)
         for name, option, judge in scoring.judges:

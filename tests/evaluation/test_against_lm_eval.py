@@ -16,8 +16,10 @@ from peft_align.config.command_line import parse
 from peft_align.config.compose import ConfigSpace
 from peft_align.evaluation.suite import Suite
 from peft_align.grid.benchmarks import OWN_TASKS
-from peft_align.grid.expand import Run, build_sweep
+from peft_align.grid.expand import build_sweep
 from peft_align.grid.planner import Planner
+from peft_align.grid.runs import Run
+from peft_align.launch.job import Worker
 from peft_align.models.loading import Base, load_base
 from peft_align.store.runs import RunDir
 from peft_align.training.run import train
@@ -83,6 +85,23 @@ def compare(mine: dict[tuple[str, int], dict[str, Any]], other: dict[tuple[str, 
         assert sample["prompt_hash"] == other[key]["prompt_hash"]
 
 
+def compare_texts(mine: dict[tuple[str, int], dict[str, Any]], other: dict[tuple[str, int], dict[str, Any]]) -> None:
+    assert mine.keys() == other.keys()
+    for key, sample in mine.items():
+        assert sample["resps"] == other[key]["resps"], key
+        assert sample["exact_match"] == other[key]["exact_match"]
+        assert sample["prompt_hash"] == other[key]["prompt_hash"]
+
+
+def recorded(root: Path, run: Run, benchmark: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """The samples on disk of one benchmark of a run that is done."""
+    item = Planner(root, run.config.hub.mirror).item(run)
+    assert item.done, item.why
+    (request,) = [request for request in item.requests if request.benchmark == benchmark]
+    with gzip.open(RunDir(root, run.id).evaluation(request.name) / "samples.jsonl.gz", "rt") as file:
+        return {(s["task"], s["doc_id"]): s for s in map(json.loads, file)}
+
+
 def sweep_of(*words: str) -> list[Run]:
     return build_sweep(ConfigSpace(), parse(words)).runs
 
@@ -125,3 +144,33 @@ def test_mmlu_of_smollm2_equals_the_command_line_for_an_adapter(mirror: Path, sm
     (metric,) = record["metrics"]
     assert (metric["name"], metric["n"], metric["higher_is_better"]) == ("acc", 114, True)
     compare(mine, theirs(base, RunDir(tmp_path, run.id).adapter, "mmlu", 2, 5, mirror, tmp_path / "lm_eval"))
+
+
+@pytest.mark.acceptance
+def test_mmlu_and_bbh_equal_the_command_line_for_the_base_and_two_adapters_of_one_process(
+    mirror: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    """MMLU with 2 questions a subject, BBH with 1 a task, fp32; the base is loaded once for all three."""
+    words = ("model=smollm2_135m", "dataset=hh_rlhf", "method=sft", *FP32, "train.batch_size=4", f"hub.mirror={mirror}")
+    sweeps = [
+        sweep_of(*words, "preference=harmless,helpful", f"evaluation.benchmarks=[{name}]", f"evaluation.limit={limit}")
+        for name, limit in (("mmlu", 2), ("bbh", 1))
+    ]
+    for runs in zip(*sweeps, strict=True):  # one run with both benchmarks, each with its own limit
+        runs[0].scorings += runs[1].scorings
+    runs = sweeps[0]
+    assert [run.kind for run in runs] == ["train", "train", "baseline"]
+    worker = Worker(tmp_path, "test")
+    assert worker.work(runs)
+    assert worker._bases is not None
+    assert worker._bases.loads == 1
+    base = load_base(runs[0].config)
+    for run in runs:
+        adapter = RunDir(tmp_path, run.id).adapter if run.kind == "train" else None
+        folder = tmp_path / "lm_eval" / run.id
+        mmlu, bbh = recorded(tmp_path, run, "mmlu"), recorded(tmp_path, run, "bbh")
+        assert (len(mmlu), len(bbh)) == (114, 27)
+        compare(mmlu, theirs(base, adapter, "mmlu", 2, 5, mirror, folder / "mmlu"))
+        compare_texts(bbh, theirs(base, adapter, "bbh", 1, 3, mirror, folder / "bbh"))
+    first, second, baseline = (recorded(tmp_path, run, "mmlu") for run in runs)
+    assert len({repr([answers(s) for s in each.values()]) for each in (first, second, baseline)}) == 3

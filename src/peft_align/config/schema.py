@@ -155,6 +155,9 @@ class Evaluation:
     heldout: int = operational("held-out pairs for `preference`", low=1)
     heldout_split: str = operational("which pairs are held out", choices=("test", "validation"))
     batch_size: int = operational("sequences per forward pass", low=1)
+    max_new_tokens: int | None = operational(
+        "longest text that any benchmark generates, for a quick look; null: each its own", default=None, low=1
+    )
     include_path: str | None = operational("folder of your own lm-eval task YAML files", default=None)
     base_precision: str | None = operational(
         "precision of the base that is evaluated; null: that which was trained on",

@@ -78,6 +78,7 @@ def evaluate(
     import lm_eval
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    longest = scoring.evaluation.max_new_tokens
     wrapped = counting_model(model, base.tokenizer, scoring.evaluation.batch_size, tick)
     with mirrored_datasets(mirror) as read:
         try:
@@ -86,6 +87,7 @@ def evaluate(
                 tasks=[benchmark.task],
                 num_fewshot=benchmark.num_fewshot,
                 limit=scoring.evaluation.limit,
+                gen_kwargs={"max_gen_toks": longest} if longest is not None else None,
                 bootstrap_iters=BOOTSTRAP_ITERATIONS,
                 task_manager=task_manager(scoring.evaluation.include_path),
                 log_samples=True,

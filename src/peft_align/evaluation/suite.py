@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from peft_align.config.benchmarks import PAIRED, Divergence, Generated, LmEval
+from peft_align.config.benchmarks import PAIRED, Benchmark, Divergence, Generated, LmEval
 from peft_align.evaluation import alpaca_eval, harness, over_refusal, real_toxicity, red_instruct
 from peft_align.evaluation.preference import PreferenceBenchmark
 from peft_align.evaluation.records import record_of, save
@@ -113,7 +113,7 @@ class Suite:
         tick: Tick,
         record: Callable[[Scores], None],
     ) -> None:
-        config, evaluation = request.config, request.scoring.evaluation
+        config, evaluation = shortened(request), request.scoring.evaluation
         assert isinstance(config, Generated)
         module, mirror = GENERATED[config.kind], run.config.hub.mirror
         place = repr((config, mirror))
@@ -147,7 +147,7 @@ class Suite:
     ) -> Callable[[], None]:
         from peft_align.evaluation.divergence import draw, score
 
-        config, evaluation = request.config, request.scoring.evaluation
+        config, evaluation = shortened(request), request.scoring.evaluation
         assert isinstance(config, Divergence)
         heldout = self.preference.heldout(run, request.scoring, base)
         head = {"model": base.source["digest"], "data": heldout.source["digest"]}
@@ -161,6 +161,14 @@ class Suite:
             journal.remove()
 
         return finish
+
+
+def shortened(request: Request) -> Benchmark:
+    """The benchmark with texts no longer than the evaluation allows."""
+    longest, config = request.scoring.evaluation.max_new_tokens, request.config
+    if longest is None or not isinstance(config, (Generated, Divergence)):
+        return config
+    return replace(config, max_new_tokens=min(longest, config.max_new_tokens))
 
 
 def opened(run: Run, directory: RunDir, base: Base, step: int) -> AbstractContextManager[Any]:

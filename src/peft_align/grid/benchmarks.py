@@ -116,7 +116,7 @@ def no_prompt(name: str, benchmark: Benchmark) -> Fault:
 def red_instruct_files(benchmark: RedInstruct, mirror: str | None) -> tuple[Path, Path, Path] | Fault:
     """The folder of Red-Instruct's data, its questions and its red-teaming prompt; or what is missing of them."""
     where = f"red_instruct ({benchmark.prompt})"
-    hint = "git clone https://github.com/declare-lab/red-instruct into hub.mirror/declare-lab/, or name its folder"
+    hint = "git clone https://github.com/declare-lab/red-instruct, then benchmark.NAME.folder=ITS_PATH"
     folder = Path(benchmark.folder).expanduser() if benchmark.folder else mirrored(mirror, RED_INSTRUCT)
     if folder is None or not folder.is_dir():
         place = str(folder) if folder else f"hub.mirror/{RED_INSTRUCT}"

@@ -275,6 +275,8 @@ def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:
 def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
     """What decides a score besides the model: the benchmark, its version, and how much of which data."""
     content: dict[str, Any] = {"benchmark": scientific(type(benchmark), benchmark)}
+    if scoring.evaluation.max_new_tokens is not None and benchmark.kind != "preference":
+        content["max_new_tokens"] = scoring.evaluation.max_new_tokens
     if isinstance(benchmark, LmEval):
         own = task_definition(benchmark.task, scoring.evaluation.include_path)
         return content | {"limit": scoring.evaluation.limit, "lm_eval": installed("lm_eval"), "definition": own}
