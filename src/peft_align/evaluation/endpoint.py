@@ -106,6 +106,7 @@ def _ask(
                 problem = f"an answer that is none: {_excerpt(response)}"
                 continue
         problem = f"HTTP {status}: {_excerpt(response)}"
+        problem = problem.replace(_key(judge) or "\0", "***")  # some APIs quote the key that they refuse
         if status in REFUSED:
             raise QuestionRefused(problem)
         if status not in PASSING:
@@ -130,8 +131,12 @@ def _excerpt(response: httpx.Response) -> str:
 
 
 def _headers(judge: Endpoint) -> dict[str, str]:
-    key = os.environ.get(judge.api_key_env) if judge.api_key_env else None
+    key = _key(judge)
     return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _key(judge: Endpoint) -> str | None:
+    return os.environ.get(judge.api_key_env) if judge.api_key_env else None
 
 
 class Pace:

@@ -141,13 +141,21 @@ def length_metrics(samples: Sequence[Sample]) -> list[Metric]:
 def read_rows(
     repo: str, config: str | None, split: str, mirror: str | None
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """All rows of a split, from the mirror or the hub, and the digest of their files. Raises InputError."""
+    """All rows of a split, from the mirror or the hub, and the digest of their files. Raises InputError.
+
+    A config that is a JSON file of that name is read as it is: tatsu-lab/alpaca_eval is declared by a loading script,
+    which datasets does not run any more.
+    """
     import datasets
 
     folder = mirrored(mirror, repo)
     try:
         if folder is None:
-            folder, _ = fetch_snapshot(repo, None, "dataset")
+            patterns = [f"{config}*", "README.md"] if config else None
+            folder, _ = fetch_snapshot(repo, None, "dataset", patterns)
+        if config and (folder / f"{config}.json").is_file():
+            name = f"{config}.json"
+            return json.loads((folder / name).read_text(encoding="utf-8")), {repo: source_of(folder, [name])}
         builder = datasets.load_dataset_builder(str(folder), config)
         paths = list((builder.config.data_files or {}).get(split, []))
         if not paths:

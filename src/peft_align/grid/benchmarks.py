@@ -14,7 +14,7 @@ import yaml
 from peft_align.config import validate
 from peft_align.config.benchmarks import BENCHMARKS, JUDGED_BY, AlpacaEval, Benchmark, Generated, RedInstruct
 from peft_align.config.compose import ConfigSpace
-from peft_align.config.judges import JUDGES, Judge, NoJudge
+from peft_align.config.judges import JUDGES, Endpoint, Judge, NoJudge
 from peft_align.errors import Fault, InputError, suggest
 from peft_align.store.hub import mirrored
 from peft_align.store.records import Digests, digest_of, inventory
@@ -78,6 +78,8 @@ def find_judge(
     if judge is None or isinstance(judge, NoJudge):
         return None
     kind = benchmark.kind
+    if isinstance(judge, Endpoint):
+        faults += endpoint_faults(option, judge)
     if judge.kind not in JUDGED_BY[kind]:
         what = f"a judge of kind {judge.kind} cannot judge it"
         hint = f"it needs one of kind {' or '.join(JUDGED_BY[kind])}: benchmark.{name}.judge=NAME"
@@ -141,6 +143,20 @@ def _evaluator_prompt(evaluator: str) -> Path | None:
         except (OSError, yaml.YAMLError, KeyError, TypeError):
             continue
     return None
+
+
+def endpoint_faults(option: str, judge: Endpoint) -> list[Fault]:
+    """What is wrong with an endpoint's address. A secret must not stand in a setting: settings are recorded."""
+    faults = []
+    if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", judge.base_url):
+        hint = "write http(s)://HOST[:PORT]/v1, without a name or key in it"
+        faults.append(Fault(f"judge={option}: judge.base_url", "is no address of an API", hint))
+    if judge.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", judge.api_key_env):
+        hint = "give the variable's name, not the key itself"
+        faults.append(
+            Fault(f"judge={option}: judge.api_key_env", "is no name of an environment variable (capitals)", hint)
+        )
+    return faults
 
 
 def of_kind(
