@@ -104,7 +104,8 @@ def evaluate(
                 ]
             ) from None
     assert results is not None
-    return Scores(_metrics(str(benchmark.task), results), _samples(results), read, _details(results))
+    metrics = _metrics(benchmark.task, results, benchmark.cluster_by_task)
+    return Scores(metrics, _samples(results), read, _details(results))
 
 
 @contextmanager
@@ -139,14 +140,14 @@ def mirrored_datasets(mirror: str | None) -> Iterator[dict[str, dict[str, Any]]]
             entry["digest"] = digest_of(entry["files"])
 
 
-def _metrics(task: str, results: dict[str, Any]) -> list[Metric]:
+def _metrics(task: str, results: dict[str, Any], clustered: bool) -> list[Metric]:
     """The task's own numbers; for a tag, which has none, those of its tasks."""
     if task in results["results"]:
-        return _of_one(task, results, "")
-    return [metric for part in results["results"] for metric in _of_one(part, results, part)]
+        return _of_one(task, results, "", clustered)
+    return [metric for part in results["results"] for metric in _of_one(part, results, part, clustered)]
 
 
-def _of_one(task: str, results: dict[str, Any], part: str) -> list[Metric]:
+def _of_one(task: str, results: dict[str, Any], part: str, clustered: bool) -> list[Metric]:
     found = []
     values = results["results"][task]
     leaves = [leaf for leaf in _leaves(task, results) if leaf in results["n-samples"]]
@@ -159,7 +160,7 @@ def _of_one(task: str, results: dict[str, Any], part: str) -> list[Metric]:
         stderr = values.get(f"{name}_stderr,{filtered}")
         shown = name if len(filters) == 1 else f"{name},{filtered}"
         error = float(stderr) if isinstance(stderr, (int, float)) else None
-        if len(leaves) > 1:
+        if clustered and len(leaves) > 1:
             error = _over_leaves(leaves, name, filtered, float(value), results) or error
         found.append(Metric(shown, float(value), error, n, _better(name, [task, *leaves], results), part))
     return found

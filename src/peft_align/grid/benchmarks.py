@@ -153,9 +153,8 @@ def endpoint_faults(option: str, judge: Endpoint) -> list[Fault]:
         faults.append(Fault(f"judge={option}: judge.base_url", "is no address of an API", hint))
     if judge.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", judge.api_key_env):
         hint = "give the variable's name, not the key itself"
-        faults.append(
-            Fault(f"judge={option}: judge.api_key_env", "is no name of an environment variable (capitals)", hint)
-        )
+        what = "is no name of an environment variable in capitals"
+        faults.append(Fault(f"judge={option}: judge.api_key_env", what, hint))
     return faults
 
 
