@@ -145,6 +145,7 @@ class Train:
     checkpoint_steps: list[int] = operational("steps whose adapter is kept", low=1)
     micro_batch_size: int = operational("samples per forward pass", low=1)
     gradient_checkpointing: bool = operational("recompute activations: less memory, more time")
+    state_every: int = operational("steps after which the training state is saved, to go on from", low=1)
 
 
 @dataclass(frozen=True)

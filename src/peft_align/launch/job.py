@@ -43,6 +43,31 @@ class Stopped(SystemExit):
 
 
 @dataclass
+class Asked:
+    """Whether this process was asked to stop: at once, or, in training, after the step that is under way."""
+
+    by: int = 0  # the signal
+    waits: bool = False
+
+    def __call__(self, signum: int, frame: Any = None) -> None:
+        if self.by or not self.waits:
+            raise Stopped(128 + signum)
+        self.by = signum
+
+    @contextmanager
+    def after_the_step(self) -> Iterator[None]:
+        """While it lasts, the first signal is only noted."""
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.waits = False
+
+
+asked_to_stop = Asked()
+
+
+@dataclass
 class Worker:
     """Does runs in this process; what they share is loaded once."""
 
@@ -163,14 +188,18 @@ class Worker:
 
             record_merge(run, directory)
             return
-        from peft_align.training.run import train
+        from peft_align.training.run import Interrupted, train
         from peft_align.training.tracking import tracking
 
         base = self._base(run)
         with tracking(
             run.config.tracker, group=self.sweep, name=run.id, axes=run.axes, folder=directory.path / "tracking"
         ) as log:
-            train(run, directory, base, log)
+            try:
+                with asked_to_stop.after_the_step():
+                    train(run, directory, base, log, lambda: bool(asked_to_stop.by))
+            except Interrupted as interrupted:
+                raise Stopped(128 + asked_to_stop.by) from interrupted
 
     def _save(self, run: Run, directory: RunDir, form: str) -> None:
         from peft_align.models.merged import save_merge
@@ -262,7 +291,7 @@ def die_with_parent() -> None:
 def main(argv: list[str]) -> int:
     """Do the runs of a job file; the exit code is 0 if none failed, SOME_FAILED if each that did is recorded so."""
     die_with_parent()
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, asked_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     job = read_json(Path(argv[0]))
     if job is None:
@@ -275,10 +304,6 @@ def main(argv: list[str]) -> int:
     judges = None if job["judges"] is None else tuple(job["judges"])
     worker = Worker(Path(job["root"]), job["sweep"], tuple(job["stages"]), judges)
     return 0 if worker.work([run_from_plain(plain) for plain in job["runs"]], logged=True) else SOME_FAILED
-
-
-def _stop(signum: int, frame: Any) -> None:
-    raise Stopped(128 + signum)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ class RunDir:
         return self.path / "attempt"
 
     @property
+    def state(self) -> Path:
+        """What a continuation needs while the run is not done."""
+        return self.path / "state"
+
+    @property
     def adapter(self) -> Path:
         return self.path / "adapter"
 

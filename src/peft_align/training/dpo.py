@@ -14,9 +14,10 @@ from trl import DPOConfig, DPOTrainer
 
 from peft_align.config.schema import DPO, Config
 from peft_align.data.tokenization import TokenizedPair
+from peft_align.training.state import ExactState
 
 
-class TokenizedDPOTrainer(DPOTrainer):  # type: ignore[misc]
+class TokenizedDPOTrainer(ExactState, DPOTrainer):  # type: ignore[misc]
     """TRL's trainer on rows that are tokenized already."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:

@@ -4,7 +4,9 @@ Supports: SFT and DPO; LoRA and QLoRA (NF4); CPU and one CUDA device (never run 
 from an SFT run. The samples, their order and the batches are decided before the trainer sees them. Everything is
 written into `attempt/` and put in place as a whole, its record last.
 
-Limits: an interrupted run starts again; one device a run.
+An interrupted run goes on from its last training state (training/state.py), to the same end.
+
+Limits: one device a run.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from peft_align.models.provenance import peak_memory, provenance
 from peft_align.store.records import atomic_write, link_tree, write_json
 from peft_align.store.runs import FORMAT, RunDir, step_name
 from peft_align.training import dpo, sft
+from peft_align.training.state import discard_state, find_state, save_state
 from peft_align.training.tracking import Log
 
 METHODS = {"sft": sft.trainer, "dpo": dpo.trainer}
@@ -49,26 +52,39 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on; the message says why."""
 
 
-def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
-    """Train a run and return its record, which is on disk then.
+class Interrupted(Exception):
+    """Training was asked to stop; its state is saved."""
+
+
+def train(
+    run: Run, directory: RunDir, base: Base, log: Log, should_stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Train a run, from its last state if there is one, and return its record, which is on disk then.
 
     Args:
         run: what to train.
         directory: where it goes; the caller holds its lock.
         base: the base model at the run's precision; given back as it was.
         log: called with the metrics of each step.
+        should_stop: asked after each step; if it says so, the state is saved and training ends.
 
     Raises:
+        Interrupted: `should_stop` said so.
         InputError: the data cannot be read, or a target module does not exist.
         TrainingFailed: the loss is not finite.
     """
     config = run.config
-    shutil.rmtree(directory.attempt, ignore_errors=True)
-    directory.attempt.mkdir(parents=True)
     started = time.time()
     rows, data = training_rows(config, base)
     if data["warning"]:
         print(f"warning: {data['warning']}", flush=True)
+    inputs = {
+        "data": data["source"]["digest"],
+        "model": base.source["digest"],
+        "parents": {parent: adapter_digest(RunDir(directory.root, parent).train_record()) for parent in run.parents},
+    }
+    resumed = find_state(directory, inputs)
+    directory.attempt.mkdir(parents=True, exist_ok=True)
     set_seed(config.seed)  # before the adapter is made: its A matrices are random
     parents = {parent: RunDir(directory.root, parent) for parent in run.parents}
     if parents:
@@ -80,7 +96,7 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     try:
         weights = adapter_weights(model)
-        recorder = Recorder(run, directory, model, base.source["name"], rows, log)
+        recorder = Recorder(run, directory, model, base.source["name"], rows, log, inputs, should_stop)
         trainer = METHODS[config.method.kind](
             model, base.tokenizer, rows, config, shared_arguments(config, directory.attempt / "scratch"), [recorder]
         )
@@ -90,9 +106,14 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
         restore_adapter(model, weights, config.peft)
         parameters = trainable_parameters(model)
         print(f"trainable parameters: {parameters:,}", flush=True)
-        begun = time.time()
-        trainer.train()
-        seconds = time.time() - begun
+        recorder.trainer = trainer
+        if resumed:
+            recorder.restore(resumed[1])
+            print(f"going on from step {resumed[1]['step']}", flush=True)
+        trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
+        if recorder.interrupted:
+            raise Interrupted(f"its state at step {recorder.step} is saved")
+        seconds = recorder.seconds
     finally:
         take_off(base, model)
     shutil.rmtree(directory.attempt / "scratch", ignore_errors=True)
@@ -109,7 +130,7 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
         "checkpoints": recorder.saved,
         "metrics": {"metrics.jsonl": {"size": metrics_size}},
         "trainable_parameters": parameters,
-        "parents": {parent: adapter_digest(folder.train_record()) for parent, folder in parents.items()},
+        "parents": inputs["parents"],
         "inputs": {"data": data["source"], "model": base.source},
         "data": {key: data[key] for key in ("counts", "truncation", "warning")},
         "loss": recorder.losses,
@@ -123,6 +144,7 @@ def train(run: Run, directory: RunDir, base: Base, log: Log) -> dict[str, Any]:
     }
     write_json(directory.attempt / "train.json", record)
     directory.commit_attempt()
+    discard_state(directory)
     return record
 
 
@@ -185,8 +207,21 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     """Writes a line of metrics a step, saves the checkpoints asked for, and says how far the run is."""
 
     def __init__(
-        self, run: Run, directory: RunDir, model: Any, base_name: str, rows: list[TokenizedPair], log: Log
+        self,
+        run: Run,
+        directory: RunDir,
+        model: Any,
+        base_name: str,
+        rows: list[TokenizedPair],
+        log: Log,
+        inputs: dict[str, Any],
+        should_stop: Callable[[], bool],
     ) -> None:
+        self.inputs, self.should_stop = inputs, should_stop
+        self.trainer: Any = None
+        self.interrupted = False
+        self.step = self.first = 0  # steps made; those of earlier attempts
+        self.before = 0.0  # seconds of training of earlier attempts
         self.run, self.directory, self.model, self.base_name, self.log = run, directory, model, base_name, log
         # What another sweep asked for stays, or the two would undo each other's checkpoints for ever.
         earlier = map(int, (directory.train_record() or {"checkpoints": {}})["checkpoints"])
@@ -201,14 +236,30 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.step_tokens = [sum(lengths[i : i + size]) for i in range(0, len(lengths), size)]
         self.begun = self.told = 0.0
 
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Have what was recorded when the state was saved."""
+        self.step = self.first = record["step"]
+        self.saved, self.losses = dict(record["saved"]), list(record["losses"])
+        self.tokens, self.before = record["tokens"], record["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """Of training, those of the attempts that it goes on from included."""
+        return self.before + time.time() - self.begun
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begun = time.time()
-        self._tell(0, None)
+        self._tell(self.step, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.steps:
             folder = self.directory.attempt / "checkpoints" / step_name(state.global_step)
+            shutil.rmtree(folder, ignore_errors=True)
             self.saved[str(state.global_step)] = save_adapter(self.model, folder, self.base_name)
+
+    def _save_state(self) -> None:
+        more = {"saved": self.saved, "losses": self.losses, "tokens": self.tokens, "seconds": self.seconds}
+        save_state(self.directory, self.trainer, self.step, self.inputs, more)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
         if "loss" not in logs:  # the summary at the end
@@ -216,7 +267,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         step = state.global_step
         self.tokens += self.step_tokens[step - 1]
         line = {"step": step, "samples": step * self.run.config.train.batch_size, "tokens": self.tokens, **logs}
-        line["seconds"] = round(time.time() - self.begun, 3)
+        line["seconds"] = round(self.seconds, 3)
         with (self.directory.attempt / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         loss = float(logs["loss"])
@@ -225,6 +276,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.losses.append(loss)
         self.log({k: v for k, v in line.items() if k != "step"}, step)
         self._tell(step, loss)
+        self.step = step
+        if step < self.run.config.train.max_steps:  # logs come each step, last of all that happens in it
+            self.interrupted = self.should_stop()
+            if self.interrupted or step % self.run.config.train.state_every == 0:
+                self._save_state()
+            control.should_training_stop = control.should_training_stop or self.interrupted
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         with atomic_write(self.directory.attempt / "metrics.jsonl") as temporary:  # synced to disk as a whole
@@ -236,13 +293,13 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if now - self.told < 0.5 and 0 < step < self.run.config.train.max_steps:
             return
         self.told = now
-        elapsed = now - self.begun
+        elapsed, made = now - self.begun, step - self.first
         total = self.run.config.train.max_steps
         self.directory.report_progress(
             stage="train",
             step=step,
             of=total,
             loss=loss,
-            seconds_per_step=elapsed / step if step else None,
-            eta=elapsed / step * (total - step) if step else None,
+            seconds_per_step=elapsed / made if made else None,
+            eta=elapsed / made * (total - step) if made else None,
         )

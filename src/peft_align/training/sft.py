@@ -10,8 +10,13 @@ from trl import SFTConfig, SFTTrainer
 
 from peft_align.config.schema import Config
 from peft_align.data.tokenization import TokenizedPair
+from peft_align.training.state import ExactState
 
 IGNORED = -100
+
+
+class ExactSFTTrainer(ExactState, SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer, which can be gone on with exactly."""
 
 
 def trainer(
@@ -32,7 +37,7 @@ def trainer(
     dataset = Dataset.from_list(
         [{"input_ids": row.prompt + row.chosen, "labels": [IGNORED] * len(row.prompt) + row.chosen} for row in rows]
     )
-    return SFTTrainer(
+    return ExactSFTTrainer(
         model=model,
         args=SFTConfig(**arguments, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
         train_dataset=dataset,
