@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from peft_align.config.command_line import CommandLine, parse
 from peft_align.config.compose import ConfigSpace
@@ -91,12 +93,18 @@ def resolved(sweep: Sweep) -> str:
     return f"# {runs[0].id}{others}\n{OmegaConf.to_yaml(config_of(runs[0]))}"
 
 
+def _terminated(signum: int, frame: Any) -> None:
+    """Leave as an interruption does: workers save what they have."""
+    raise KeyboardInterrupt
+
+
 def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:
     """Run a verb: --help first; bad input is told without a traceback."""
     argv = sys.argv[1:]
     if "--help" in argv or "-h" in argv:
         print((help_text or "").strip())
         return 0
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         return verb(argv)
     except InputError as error:

@@ -30,7 +30,7 @@ from peft_align.store.runs import RunDir
 TICK = 0.5  # seconds between looks at the runs of the active workers
 FULL_LOOK = 20  # ticks between looks at all runs: others may be at work on them
 PLAIN_INTERVAL = 30.0  # seconds between progress lines where there is no terminal
-GRACE = 10.0  # seconds a worker has to stop
+GRACE = 60.0  # seconds a worker has to end its training step and save the state; a second interruption waits for none
 # glibc gives freed memory back to the kernel and faults it in again at every step, which is dear on a CPU.
 CPU_MEMORY = {
     "MALLOC_MMAP_MAX_": "0",
