@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft_align.config.benchmarks import Generated
 from peft_align.data.pairs import Message
@@ -16,10 +16,12 @@ from peft_align.data.templates import STOPS
 from peft_align.data.tokenization import cut_prompt, prompt_ids
 from peft_align.errors import Fault, InputError
 from peft_align.evaluation.scores import Metric, mean_metric, rate_metric
-from peft_align.models.loading import Base
 from peft_align.store.hub import fetch_snapshot, mirrored, names_below
 from peft_align.store.journal import Journal
 from peft_align.store.records import Digests, digest_of, inventory
+
+if TYPE_CHECKING:  # judging behind an API needs no torch
+    from peft_align.models.loading import Base
 
 Sample = dict[str, Any]
 
