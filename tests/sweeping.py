@@ -134,7 +134,7 @@ def finish_evaluation(
         "stage": "evaluate",
         "step": request.step,
         "benchmark": request.benchmark,
-        "base": request.key["base"].get("weights", base_label(request.scoring.peft)),
+        "base": request.key["base"].get("weights", base_label(request.scoring.base)),
         "dataset": request.scoring.dataset_name if paired else None,
         "preference": request.scoring.preference_name if paired else None,
         "metrics": list(metrics),

@@ -163,7 +163,7 @@ def test_a_quantized_run_is_scored_on_its_own_base_and_on_another(tmp_path: Path
     for request in plan(sweep, root)[0].requests:
         if request.benchmark == "preference":
             lines = gzip.decompress((RunDir(root, run.id).evaluation(request.name) / "samples.jsonl.gz").read_bytes())
-            base = samples[request.scoring.peft.base_precision]
+            base = samples[request.scoring.base.base_precision]
             for ours, theirs in zip(map(json.loads, lines.splitlines()), map(json.loads, base), strict=True):
                 margin = (ours["chosen_logp"] - theirs["chosen_logp"]) - (
                     ours["rejected_logp"] - theirs["rejected_logp"]

@@ -35,11 +35,11 @@ def test_a_sweep_of_four_runs_ends_with_all_five_of_the_study(
     prompt = shared / "peers/alpaca_eval/evaluators/alpaca_eval_gpt4/alpaca_eval.txt"
     with JudgeServer(judge) as server:
         words = (
-            "model=smollm2_135m", "dataset=hh_rlhf", "method=sft,dpo", "preference=harmless,helpful", f"hub.mirror={mirror}",
-            "peft=lora", "train.max_steps=2", "train.batch_size=4", "train.max_length=256", "evaluation=paper_small",
-            "judge=endpoint", f"judge.base_url={server.url}", "benchmark.real_toxicity.judge=profanity",
+            "model=smollm2_135m", "dataset=hh_rlhf", "method=sft,dpo", "preference=harmless,helpful", "peft=lora",
+            f"hub.mirror={mirror}", "train.max_steps=2", "train.batch_size=4", "train.max_length=256",
+            "evaluation=paper_small", "judge=endpoint", f"judge.base_url={server.url}",
+            "benchmark.real_toxicity.judge=profanity", f"benchmark.alpaca_eval.prompt_file={prompt}",
             f"benchmark.red_instruct.folder={shared / 'peers/red_instruct'}",
-            f"benchmark.alpaca_eval.prompt_file={prompt}",
         )  # fmt: skip
         done = verb("sweep", *words, timeout=5400)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

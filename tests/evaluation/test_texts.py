@@ -234,16 +234,27 @@ def test_thoughts_are_cut_even_where_they_do_not_end(text: str, rest: str) -> No
     assert without_thinking(text) == rest
 
 
-def test_thoughts_are_cut_only_where_that_is_asked_for(ask: Asking) -> None:
+@pytest.mark.parametrize(
+    ("benchmark", "output"),
+    [
+        (benchmark_of(), "An answer."),
+        (benchmark_of(strip_thinking=False), "<think>Hm.</think> An answer."),
+        (raw(), " <think>Hm.</think> An answer. \n"),
+        (raw(strip_thinking=True), " An answer. \n"),
+    ],
+    ids=["answer", "answer with thoughts", "continuation", "continuation without thoughts"],
+)
+def test_thoughts_and_outer_blanks_are_cut_only_where_they_are_to_be(
+    ask: Asking, benchmark: Generated, output: str
+) -> None:
     """What the model is taken to have written stands in its journal."""
-    written = "<think>Hm.</think> An answer. "
-    ask(benchmark_of(), QUESTIONS[:1])
-    content = ask.path.read_text(encoding="utf-8").splitlines()
-    entry = json.loads(content[1]) | {"raw": written}
-    ask.path.write_text(f"{content[0]}\n{json.dumps(entry)}\n", encoding="utf-8")
-    for strip, output in ((True, "An answer."), (False, written.strip())):
-        (sample,) = ask(benchmark_of(strip_thinking=strip), QUESTIONS[:1])
-        assert (sample["output"], sample["raw"]) == (output, written)
+    written = " <think>Hm.</think> An answer. \n"
+    ask(benchmark, QUESTIONS[:1])
+    head, line = ask.path.read_text(encoding="utf-8").splitlines()
+    entry = json.loads(line) | {"raw": written}
+    ask.path.write_text(f"{head}\n{json.dumps(entry)}\n", encoding="utf-8")
+    (sample,) = ask(benchmark, QUESTIONS[:1])
+    assert (sample["output"], sample["raw"]) == (output, written)
 
 
 def test_a_dialogue_stands_in_the_models_template(ask: Asking, base: Base) -> None:

@@ -550,7 +550,7 @@ def test_a_stage_asks_only_for_what_it_needs(bare: Path) -> None:
 def bases(*words: str) -> list[tuple[str, str]]:
     """Kind and base of the runs, as their scores are labelled."""
     runs = expand(*TINY, asked("preference"), *words).runs
-    return [(run.kind, run.base_of(scoring.peft)) for run in runs for scoring in run.scorings]
+    return [(run.kind, run.base_of(scoring.base)) for run in runs for scoring in run.scorings]
 
 
 def test_another_base_is_another_score_of_the_same_run(tmp_path: Path) -> None:
@@ -613,7 +613,7 @@ def test_a_merge_of_quantized_runs_on_a_plain_base_is_not_called_dequantized() -
     words = ("+grid=merge", "model=mistral_7b", "seed=0", "method=sft", "merge=slerp", asked("mmlu"))
     for more, base in (((), "nf4 dequantized"), (("evaluation.base_precision=bf16",), "bf16")):
         (merge,) = [run for run in expand(*words, *more).runs if run.kind == "merge"]
-        assert {merge.base_of(scoring.peft) for scoring in merge.scorings} == {base}
+        assert {merge.base_of(scoring.base) for scoring in merge.scorings} == {base}
 
 
 def test_two_bases_asked_of_one_run_are_both_planned_before_it_is_trained(grid: Grid, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def record_of(run: Run, request: Request, seconds: float) -> dict[str, Any]:
         "run": run.id,
         "step": request.step,
         "benchmark": request.benchmark,
-        "base": run.base_of(request.scoring.peft),
+        "base": run.base_of(request.scoring.base),
         "seconds": round(seconds, 3),
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
