@@ -90,8 +90,13 @@ def named(found: Sequence[Metric], name: str) -> Metric:
     return next(metric for metric in found if metric.name == name)
 
 
+NUMBERS = itertools.count()
+
+
 def annotated(preference: float | None, output_1: str = "a", output_2: str = "b") -> dict[str, Any]:
-    return {"preference": preference, "output_1": output_1, "output_2": output_2}
+    """The annotation of an instruction of its own."""
+    named = f"instruction {next(NUMBERS)}"
+    return {"instruction": named, "preference": preference, "output_1": output_1, "output_2": output_2}
 
 
 def test_the_win_rate_and_its_error_are_the_leaderboards(

@@ -112,8 +112,9 @@ def _encoded(text: str, tokenizer: Any, template: str, benchmark: Generated) -> 
     if benchmark.use_template:
         ids = prompt_ids([Message("user", text)], tokenizer, template)
     else:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
+        # what spells a special token in the data is text, as in training
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if tokenizer.bos_token_id is not None:
             ids = [tokenizer.bos_token_id, *ids]
     return cut_prompt(ids, benchmark.max_prompt_tokens, tokenizer.bos_token_id)
 

@@ -297,7 +297,8 @@ def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
         "max_length": scoring.max_length,
     }
     if isinstance(benchmark, Divergence):
-        return content | paired | {"limit": scoring.evaluation.limit}
+        asked = min(benchmark.prompts, scoring.evaluation.heldout, scoring.evaluation.limit or benchmark.prompts)
+        return content | paired | {"asked": asked}
     return content | paired | {"pairs": scoring.evaluation.heldout}
 
 
