@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -50,6 +50,31 @@ def smollm2() -> Path:
     if not (folder / "complete.json").is_file():
         missing("needs the model: python scripts/fetch_smollm2.py")
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_lm_eval() -> Iterator[None]:
+    """lm-eval without what takes long: an index of its own thousands of tasks, a description of the machine."""
+    import torch
+    from lm_eval.tasks import TaskManager
+
+    from peft_align.evaluation import harness
+
+    managers: dict[str | None, TaskManager] = {}
+
+    def task_manager(include_path: str | None) -> TaskManager:
+        if include_path not in managers:
+            folders = [str(harness.OWN_TASKS), *([include_path] if include_path else [])]
+            managers[include_path] = TaskManager(include_path=folders, include_defaults=False)
+        return managers[include_path]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for the tiny model, more only wait for each other
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "task_manager", task_manager)
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+        yield
+    torch.set_num_threads(threads)
 
 
 Verb = Callable[..., "subprocess.CompletedProcess[str]"]

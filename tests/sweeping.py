@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from peft_align.config.benchmarks import PAIRED
 from peft_align.config.command_line import parse
 from peft_align.config.compose import ConfigSpace
+from peft_align.config.identity import base_label
+from peft_align.config.judges import judge_label
 from peft_align.errors import InputError
-from peft_align.grid.expand import Run, Sweep, build_sweep
-from peft_align.grid.planner import Item, Planner, Request, adapter_digest
+from peft_align.grid.expand import build_sweep
+from peft_align.grid.planner import Item, Judgement, Planner, Request, adapter_digest
+from peft_align.grid.runs import Run, Sweep
 from peft_align.store.records import Digests, digest_of, inventory, link_tree, write_json
 from peft_align.store.runs import FORMAT, RunDir, step_name
 
@@ -122,13 +126,15 @@ def finish_evaluation(
     folder = RunDir(root, request.run_id).evaluation(request.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "samples.jsonl.gz").write_bytes(b"samples")
-    paired = request.config.kind == "preference"
+    assert request.key is not None
+    paired = request.config.kind in PAIRED
     record = {
         "format": FORMAT,
         "run": request.run_id,
         "stage": "evaluate",
         "step": request.step,
         "benchmark": request.benchmark,
+        "base": request.key["base"].get("weights", base_label(request.scoring.base)),
         "dataset": request.scoring.dataset_name if paired else None,
         "preference": request.scoring.preference_name if paired else None,
         "metrics": list(metrics),
@@ -140,9 +146,37 @@ def finish_evaluation(
     return folder
 
 
+def finish_judgement(root: Path, judgement: Judgement, metrics: Sequence[Mapping[str, Any]]) -> Path:
+    """Leave one judging of texts that are there on disk as the judge stage does; returns its folder."""
+    request, directory = judgement.request, RunDir(root, judgement.request.run_id)
+    evaluated = directory.evaluation_record(request.name)
+    assert evaluated is not None
+    folder = directory.judgement(request.name, judgement.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "samples.jsonl.gz").write_bytes(b"judged")
+    record = {
+        "format": FORMAT,
+        "run": request.run_id,
+        "stage": "judge",
+        "step": request.step,
+        "benchmark": request.benchmark,
+        "base": evaluated["base"],
+        "judge": judge_label(judgement.option, judgement.judge),
+        "dataset": None,
+        "preference": None,
+        "metrics": list(metrics),
+        "key": judgement.key,
+        "samples": evaluated["files"],
+        "files": inventory(folder, ["samples.jsonl.gz"], Digests()),
+    }
+    write_json(folder / "record.json", record)
+    return folder
+
+
 def metric(name: str, value: float, **more: Any) -> dict[str, Any]:
     """One metric as a record holds it."""
-    return {"name": name, "value": value, "stderr": 0.125, "n": 16, "higher_is_better": True, "part": ""} | more
+    plain = {"name": name, "value": value, "stderr": 0.125, "n": 16, "higher_is_better": True, "part": ""}
+    return {**plain, "bound": None, **more}
 
 
 def plan(sweep: Sweep, root: Path, mirror: str | None = None) -> list[Item]:

@@ -102,7 +102,7 @@ def test_people_are_shown_counts_axes_and_what_is_to_do(verb: Verb) -> None:
         assert expected in text
 
 
-@pytest.mark.parametrize("name", ["plan", "sweep", "status", "report", "train", "evaluate"])
+@pytest.mark.parametrize("name", ["plan", "sweep", "status", "report", "train", "merge", "select", "evaluate", "judge"])
 def test_help_shows_three_examples_whatever_else_is_given(verb: Verb, name: str) -> None:
     text = verb(name, "method.betta=1", "--help", check=True).stdout
     assert sum(line.strip().startswith("python -m peft_align.") for line in text.splitlines()) == 3
@@ -114,9 +114,16 @@ def test_what_the_hub_must_provide_is_told_before_anything_trains(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
     (tmp_path / "mirror/SaylorTwift/bbh").mkdir(parents=True)
     words = ("model=mistral_7b", "evaluation.benchmarks=[bbh,gsm8k,preference]", "hub.mirror=mirror")
-    needed = ["Anthropic/hh-rlhf", "mistralai/Mistral-7B-v0.1", "openai/gsm8k"]
-    assert planned(verb, *words)["from_hub"] == needed
-    assert "to be read from the hub: Anthropic/hh-rlhf" in verb("plan", *words, check=True).stdout
+    needed = {
+        "Anthropic/hh-rlhf": "dataset=hh_rlhf",
+        "mistralai/Mistral-7B-v0.1": "model=mistral_7b",
+        "openai/gsm8k": "benchmark gsm8k",
+    }
+    content = planned(verb, *words)["from_hub"]
+    assert content == needed
+    assert list(content) == sorted(content)
+    shown = verb("plan", *words, check=True).stdout.partition("to be read from the hub:\n")[2]
+    assert shown.startswith("".join(f"  {repo} ({why})\n" for repo, why in needed.items()))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused = verb("sweep", *words)
     assert refused.returncode == 2

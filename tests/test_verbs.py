@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from sweeping import expand, finish_evaluation, finish_training, metric, plan, trained, write_option
 
-from peft_align.cli import ask
+from peft_align.cli import ADAPTER, ask
 from peft_align.config.command_line import parse
 from peft_align.config.compose import ConfigSpace
 from peft_align.errors import InputError
@@ -140,16 +140,16 @@ def test_the_shown_config_is_yaml_without_open_references(verb: Verb, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["plan", "sweep", "train", "evaluate", "status", "report"])
+@pytest.mark.parametrize("name", ["plan", "sweep", "train", "evaluate", "judge", "status", "report"])
 def test_the_examples_of_the_help_can_be_run(name: str) -> None:
     text = importlib.import_module(f"peft_align.{name}").__doc__ or ""
     start = f"python -m peft_align.{name}"
     examples = [shlex.split(line)[3:] for line in text.partition("examples:")[2].splitlines() if start in line]
     assert len(examples) == 3
     for words in examples:
-        line = parse(words, FLAGS)
+        line = parse(words, FLAGS, own=[ADAPTER])
         assert line.faults == ()
         if line.grids or any(override.key != "root" for override in line.overrides):
-            assert expand(*(word for word in words if word not in FLAGS)).runs
+            assert expand(*(word for word in words if word not in FLAGS and not word.startswith(f"{ADAPTER}="))).runs
         else:
             assert name in ("status", "report"), words

@@ -43,7 +43,7 @@ class Asked:
         content = [
             f"{run.id} {sorted(repr((s.steps, conditions(b, s))) for s in run.scorings for _, b in s.benchmarks)}"
             + "".join(sorted({f" {name} {judge_identity(j)}" for s in run.scorings for name, _, j in s.judges}))
-            + "".join(sorted({f" {s.peft.base_precision}" for s in run.scorings if s.evaluation.base_precision}))
+            + "".join(sorted({f" {s.base.base_precision}" for s in run.scorings if s.evaluation.base_precision}))
             for run in self.sweep.runs
         ]
         return sweep_dir(self.root, self.sweep.name, content)

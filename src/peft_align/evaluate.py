@@ -9,7 +9,6 @@ examples:
   python -m peft_align.evaluate model=mistral_7b adapter=me/my-adapter peft=lora evaluation=paper judge=gpt4
   python -m peft_align.evaluate +grid=quickstart evaluation.heldout=16
   python -m peft_align.evaluate +grid=main evaluation.benchmarks=[mmlu,arc_easy] evaluation.limit=100
-  python -m peft_align.evaluate +grid=main model=mistral_7b evaluation.batch_size=32
 """
 
 from __future__ import annotations

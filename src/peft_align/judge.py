@@ -28,7 +28,7 @@ def verb(argv: list[str]) -> int:
         raise InputError([Fault("judge", "none of the benchmarks asked for has a judge", hint)])
     items = asked.plan()
     ready = [item for item in items if item.to_judge]
-    waiting = sum(bool(i.to_make or any(request.scoring.judges for request, _ in i.missing)) for i in items)
+    waiting = sum(len(item.unjudged) > len(item.to_judge) for item in items)
     check_inputs(ready, ("judge",))
     write_manifest(asked.folder, asked.line.words, asked.line.config_dirs, [run.id for run in asked.sweep.runs])
     print(f"{asked.sweep.name}: {len(ready)} runs to judge, {waiting} without their texts yet", flush=True)

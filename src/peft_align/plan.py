@@ -55,7 +55,7 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
     kinds = Counter(item.run.kind for item in own)
     axes: dict[str, Counter[str]] = {}
     for item in own:
-        shown = item.run.axes if item.run.kind == "train" else {"merge": item.run.choices["merge"]}
+        shown = {"merge": item.run.choices["merge"]} if item.run.kind == "merge" else item.run.axes
         for key, value in shown.items() if item.run.kind != "baseline" else ():
             axes.setdefault(key, Counter())[f"{value:g}" if isinstance(value, float) else str(value)] += 1
     seconds = seconds_left(asked.root, items)
@@ -64,7 +64,7 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         "sweep": asked.sweep.name,
         "folder": str(asked.folder),
         "runs": len(own),
-        "kinds": {kind: kinds[kind] for kind in KINDS},
+        "kinds": {kind: kinds[kind] for kind in (*KINDS, *(["external"] if kinds["external"] else []))},
         "parents": len(items) - len(own),
         "axes": {key: dict(values) for key, values in axes.items()},
         "done": sum(item.done for item in items),

@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from peft_align.cli import FAILED, ask, resolved, run_verb
-from peft_align.config.benchmarks import PAIRED, LmEval, RedInstruct
+from peft_align.config.benchmarks import PAIRED, RedInstruct
 from peft_align.config.judges import ANSWERING, Classifier, Endpoint, LocalLM, Profanity
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import judge_prompt, no_prompt, red_instruct_files
@@ -114,23 +114,23 @@ def _unready_benchmarks(item: Item) -> Iterator[Fault]:
             files = red_instruct_files(config, item.run.config.hub.mirror)
             if isinstance(files, Fault):
                 yield files
-        if isinstance(config, LmEval) and (absent := [name for name in config.packages if find_spec(name) is None]):
+        absent = [name for name in getattr(config, "packages", None) or () if find_spec(name) is None]
+        if absent:
             needs = f"needs {', '.join(absent)}"
             yield Fault(f"benchmark {request.benchmark}", needs, f"pip install {' '.join(absent)}")
 
 
 def _unready_judges(item: Item) -> Iterator[Fault]:
-    for scoring in item.run.scorings if not item.done else ():
-        configs = dict(scoring.benchmarks)
-        for name, option, judge in scoring.judges:
-            if judge.kind in ANSWERING and judge_prompt(configs[name]) is None:
-                yield no_prompt(name, configs[name])
-            if isinstance(judge, Endpoint) and judge.api_key_env and not os.environ.get(judge.api_key_env):
-                what = f"the environment variable {judge.api_key_env} is not set"
-                yield Fault(f"judge={option}", what, "set it, or leave the judging for later: judge=none")
-            if isinstance(judge, Profanity) and find_spec("profanity_check") is None:
-                what = "the package alt-profanity-check is not installed"
-                yield Fault(f"judge={option}", what, "pip install 'peft-align[profanity]'")
+    for judgement, _ in item.unjudged:
+        name, option, judge = judgement.request.benchmark, judgement.option, judgement.judge
+        if judge.kind in ANSWERING and judge_prompt(judgement.request.config) is None:
+            yield no_prompt(name, judgement.request.config)
+        if isinstance(judge, Endpoint) and judge.api_key_env and not os.environ.get(judge.api_key_env):
+            what = f"the environment variable {judge.api_key_env} is not set"
+            yield Fault(f"judge={option}", what, "set it, or leave the judging for later: judge=none")
+        if isinstance(judge, Profanity) and find_spec("profanity_check") is None:
+            what = "the package alt-profanity-check is not installed"
+            yield Fault(f"judge={option}", what, "pip install 'peft-align[profanity]'")
 
 
 def not_here(items: Sequence[Item], stages: Collection[str] = STAGES) -> dict[tuple[str, str], str]:
@@ -148,10 +148,10 @@ def not_here(items: Sequence[Item], stages: Collection[str] = STAGES) -> dict[tu
             needed |= {
                 ("dataset", repo, None, mirror): f"benchmark {request.benchmark}" for repo in request.config.data
             }
-        for scoring in item.run.scorings if "judge" in stages else ():
-            for _, option, judge in scoring.judges:
-                if isinstance(judge, (Classifier, LocalLM)) and not Path(judge.hub_id).expanduser().is_dir():
-                    needed["model", judge.hub_id, judge.revision, mirror] = f"judge={option}"
+        for judgement, _ in item.unjudged if "judge" in stages else ():
+            judge = judgement.judge
+            if isinstance(judge, (Classifier, LocalLM)) and not Path(judge.hub_id).expanduser().is_dir():
+                needed["model", judge.hub_id, judge.revision, mirror] = f"judge={judgement.option}"
         needed |= {("dataset", d.hub_id, d.revision, mirror): f"dataset={name}" for d, name in used if d.hub_id}
     return {
         (kind, repo): why

@@ -15,7 +15,7 @@ from sweeping import expand, faults, one_fault, setting, shipped, trained, write
 from peft_align.config.compose import ConfigSpace, config_dir
 from peft_align.config.schema import GROUPS
 from peft_align.errors import InputError
-from peft_align.grid.expand import Run
+from peft_align.grid.runs import Run
 
 SAMPLED, SEED = 50, 20240501
 MODEL = """

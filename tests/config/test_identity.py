@@ -13,7 +13,7 @@ from peft_align.config.compose import Built, canonical
 from peft_align.config.identity import base_label, baseline_id, merge_id, slug, train_id
 from peft_align.config.schema import GROUPS, Config
 from peft_align.config.validate import Leaf, leaves
-from peft_align.grid.expand import Run
+from peft_align.grid.runs import Run
 
 NAMES = {"dataset": "everyday", "preference": "harmless", "model": "mistral_7b", "peft": "lora", "train": "default"}
 FEEDERS = ("method.adapter.", "method.optimization.")  # only read by peft/ and train/, whose values count
@@ -32,8 +32,19 @@ def merges(option: str, *words: str) -> list[Run]:
     return [run for run in sweep.runs if run.kind == "merge"]
 
 
+def judge(option: str) -> Any:
+    """The settings of a shipped judge."""
+    return trained(expand("model=tiny", f"judge={option}"))[0].config.judge
+
+
 EXAMPLES = {kind: example(kind) for kind in ("sft", "dpo")}
 MERGES = {"slerp": "slerp", "arithmetic": "dare_ties"}  # an option of each kind of merge
+JUDGED = {  # an option of each kind of judge
+    "openai": "gpt4",
+    "causal_lm": "local_lm",
+    "classifier": "toxicity_model",
+}
+JUDGES = {option: judge(option) for option in JUDGED.values()}
 
 
 def name_of(config: Config, parents: tuple[str, ...] = ()) -> str:
@@ -74,7 +85,14 @@ def run_with(leaf: Leaf) -> Config:
         return EXAMPLES[min(leaf.kinds)]
     if leaf.key.startswith("merge."):
         return merges(MERGES[max((leaf.kinds or frozenset()) & set(MERGES), default="slerp")])[0].config
+    if leaf.key.startswith("judge."):
+        return dataclasses.replace(EXAMPLES["dpo"], judge=JUDGES[judge_of(leaf)])
     return EXAMPLES["dpo"]
+
+
+def judge_of(leaf: Leaf) -> str:
+    """An option of conf/judge/ that has the setting."""
+    return JUDGED[min((leaf.kinds or frozenset()) & set(JUDGED))]
 
 
 @pytest.mark.parametrize("key", [key for key, leaf in leaves().items() if leaf.scientific])
@@ -107,6 +125,10 @@ def another(leaf: Leaf, value: Any) -> Any:
         "train.checkpoint_steps": [1],
         "peft.dropout": 0.25,
         "method.adapter.dropout": 0.25,
+        "judge.label": "toxic",
+        "judge.version": "other",
+        "judge.revision": "other",
+        "judge.requests_per_minute": 60,
         "dataset.validation_fraction": 0.25,
     }
     if leaf.key in special:
@@ -142,6 +164,7 @@ def test_on_the_command_line_the_id_follows_science_alone(key: str) -> None:
         value = getattr(value, name)
     base = {"model": "model=mistral_7b", "dataset": "dataset=everyday", "method": f"method={config.method.kind}"}
     base |= {"peft": "peft=lora", "tracker": "tracker=wandb"} | pinned(config)
+    base |= {"judge": f"judge={judge_of(leaf)}"} if key.startswith("judge.") else {}
     new = another(leaf, value)
     if key.startswith("merge."):
         option = MERGES[config.merge.kind]
@@ -169,7 +192,9 @@ def test_what_a_method_gives_to_other_groups_counts_there(words: list[str]) -> N
     assert not any(leaves()[key].scientific for key in feeding)
 
 
-@pytest.mark.parametrize("word", ["launcher=local", "tracker=wandb", "root=elsewhere", "hub.mirror=/x"])
+@pytest.mark.parametrize(
+    "word", ["launcher=local", "tracker=wandb", "root=elsewhere", "hub.mirror=/x", "judge=gpt4", "evaluation=paper"]
+)
 def test_where_and_how_a_sweep_runs_is_not_part_of_the_id(word: str) -> None:
     assert ids(expand("model=tiny", word)) == ids(expand("model=tiny"))
 

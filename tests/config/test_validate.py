@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from sweeping import expand, trained
 
-from peft_align.config.schema import Benchmark, Dataset, Evaluation, Rule, Train
+from peft_align.config.benchmarks import LmEval
+from peft_align.config.fields import Rule
+from peft_align.config.schema import Dataset, Evaluation, Train
 from peft_align.config.validate import check, config_from_plain, convert, leaves
 from peft_align.errors import Fault, InputError, suggest
 from peft_align.grid.serialize import run_from_plain, run_to_plain
@@ -113,7 +115,7 @@ def test_all_faults_of_a_mapping_are_told() -> None:
 @pytest.mark.parametrize("node", [None, [1], "text"])
 def test_what_is_no_mapping_is_a_fault(node: Any) -> None:
     found: list[Fault] = []
-    assert convert(Benchmark, node, "benchmark", found) is None
+    assert convert(LmEval, node, "benchmark", found) is None
     assert "a mapping is expected here" in str(found[0])
 
 

@@ -35,11 +35,11 @@ def test_a_sweep_of_four_runs_ends_with_all_five_of_the_study(
     prompt = shared / "peers/alpaca_eval/evaluators/alpaca_eval_gpt4/alpaca_eval.txt"
     with JudgeServer(judge) as server:
         words = (
-            "model=smollm2_135m", "dataset=hh_rlhf", "method=sft,dpo", "peft=lora,qlora", f"hub.mirror={mirror}",
-            "train.max_steps=2", "train.batch_size=4", "train.max_length=256", "evaluation=paper_small",
-            "judge=endpoint", f"judge.base_url={server.url}", "benchmark.real_toxicity.judge=profanity",
+            "model=smollm2_135m", "dataset=hh_rlhf", "method=sft,dpo", "preference=harmless,helpful", "peft=lora",
+            f"hub.mirror={mirror}", "train.max_steps=2", "train.batch_size=4", "train.max_length=256",
+            "evaluation=paper_small", "judge=endpoint", f"judge.base_url={server.url}",
+            "benchmark.real_toxicity.judge=profanity", f"benchmark.alpaca_eval.prompt_file={prompt}",
             f"benchmark.red_instruct.folder={shared / 'peers/red_instruct'}",
-            f"benchmark.alpaca_eval.prompt_file={prompt}",
         )  # fmt: skip
         done = verb("sweep", *words, timeout=5400)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
@@ -47,18 +47,18 @@ def test_a_sweep_of_four_runs_ends_with_all_five_of_the_study(
         asked = len(server.requests)
         assert asked > 0
         again = verb("sweep", *words, check=True)
-        assert "6 runs, 6 done, 0 to do" in again.stdout
+        assert "5 runs, 5 done, 0 to do" in again.stdout
         assert len(server.requests) == asked
     (path,) = (tmp_path / "outputs/sweeps").glob("*/results.csv")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     runs = {row["run_id"] for row in rows}
-    assert len(runs) == 6
+    assert len(runs) == 5
     for benchmark, metric in FIGURES.items():
         found = [row for row in rows if (row["benchmark"], row["metric"]) == (benchmark, metric)]
         assert {row["run_id"] for row in found} == runs, benchmark
         assert all(row["value"] for row in found)
-    assert {row["base"] for row in rows} == {"bf16", "nf4"}
+    assert {row["kind"] for row in rows} == {"train", "baseline"}
     judges = {row["benchmark"]: row["judge"] for row in rows if row["judge"]}
     judged_by = {"alpaca_eval": "endpoint/default", "red_instruct": "endpoint/default", "real_toxicity": "profanity"}
     assert judges == judged_by

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sweeping import expand
 
-from peft_align.grid.expand import Run
+from peft_align.grid.runs import Run
 from peft_align.store.records import read_json
 
 

@@ -50,7 +50,14 @@ def ours(run: Run, root: Path, base: Base) -> dict[tuple[str, int], dict[str, An
 
 
 def theirs(
-    base: Base, adapter: Path | None, task: str, limit: int, shots: int, mirror: Path, folder: Path
+    base: Base,
+    adapter: Path | None,
+    task: str,
+    limit: int,
+    shots: int,
+    mirror: Path,
+    folder: Path,
+    longest: int | None = None,
 ) -> dict[tuple[str, int], dict[str, Any]]:
     """The samples that `lm_eval run` logs."""
     peft = f",peft={adapter}" if adapter else ""
@@ -59,6 +66,7 @@ def theirs(
         "--model_args", f"pretrained={base.folder},dtype=float32{peft}", "--tasks", task, "--limit", str(limit),
         "--num_fewshot", str(shots), "--batch_size", "1", "--device", "cpu", "--log_samples",
         "--output_path", str(folder), "--include_path", str(OWN_TASKS),
+        *(["--gen_kwargs", f"max_gen_toks={longest}"] if longest else []),
     ]  # fmt: skip
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -150,8 +158,9 @@ def test_mmlu_of_smollm2_equals_the_command_line_for_an_adapter(mirror: Path, sm
 def test_mmlu_and_bbh_equal_the_command_line_for_the_base_and_two_adapters_of_one_process(
     mirror: Path, smollm2: Path, tmp_path: Path
 ) -> None:
-    """MMLU with 2 questions a subject, BBH with 1 a task, fp32; the base is loaded once for all three."""
+    """MMLU with 2 questions a subject, BBH with 1 a task and 48 tokens, fp32; the base is loaded once for all three."""
     words = ("model=smollm2_135m", "dataset=hh_rlhf", "method=sft", *FP32, "train.batch_size=4", f"hub.mirror={mirror}")
+    words += ("evaluation.max_new_tokens=48",)
     sweeps = [
         sweep_of(*words, "preference=harmless,helpful", f"evaluation.benchmarks=[{name}]", f"evaluation.limit={limit}")
         for name, limit in (("mmlu", 2), ("bbh", 1))
@@ -171,6 +180,6 @@ def test_mmlu_and_bbh_equal_the_command_line_for_the_base_and_two_adapters_of_on
         mmlu, bbh = recorded(tmp_path, run, "mmlu"), recorded(tmp_path, run, "bbh")
         assert (len(mmlu), len(bbh)) == (114, 27)
         compare(mmlu, theirs(base, adapter, "mmlu", 2, 5, mirror, folder / "mmlu"))
-        compare_texts(bbh, theirs(base, adapter, "bbh", 1, 3, mirror, folder / "bbh"))
+        compare_texts(bbh, theirs(base, adapter, "bbh", 1, 3, mirror, folder / "bbh", 48))
     first, second, baseline = (recorded(tmp_path, run, "mmlu") for run in runs)
     assert len({repr([answers(s) for s in each.values()]) for each in (first, second, baseline)}) == 3

@@ -14,8 +14,9 @@ from peft_align.config.command_line import parse
 from peft_align.config.compose import ConfigSpace
 from peft_align.evaluation.scores import mean_metric
 from peft_align.evaluation.suite import Suite
-from peft_align.grid.expand import Run, build_sweep
+from peft_align.grid.expand import build_sweep
 from peft_align.grid.planner import Planner
+from peft_align.grid.runs import Run
 from peft_align.models.loading import load_base
 from peft_align.store.records import read_json
 from peft_align.store.runs import RunDir

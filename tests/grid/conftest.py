@@ -9,7 +9,7 @@ import pytest
 from sweeping import expand, faults, write_option
 
 from peft_align.config.compose import ConfigSpace
-from peft_align.grid.expand import Sweep
+from peft_align.grid.runs import Sweep
 
 Grid = Callable[..., Sweep]
 GridFaults = Callable[..., list[str]]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from sweeping import expand, one_fault, shipped, trained, write_option
 
+from peft_align.config.benchmarks import Benchmark, LmEval
 from peft_align.config.compose import ConfigSpace
-from peft_align.config.schema import Benchmark
 from peft_align.errors import Fault
 from peft_align.grid.benchmarks import find_benchmark, lm_eval_has
 
@@ -18,8 +18,13 @@ pytest.importorskip("lm_eval")
 def find(name: str, include: Path | None = None, space: ConfigSpace | None = None) -> tuple[Benchmark | None, str]:
     """The benchmark, and the fault."""
     faults: list[Fault] = []
-    found = find_benchmark(space or shipped(), name, str(include) if include else None, faults)
+    found = find_benchmark(space or shipped(), name, str(include) if include else None, {}, faults)
     return found, "; ".join(map(str, faults))
+
+
+def lm_eval_task(task: str, num_fewshot: int | None, metrics: list[str]) -> LmEval:
+    """A benchmark that is an lm-eval task."""
+    return LmEval("lm_eval", metrics, [], task, num_fewshot)
 
 
 @pytest.mark.parametrize("name", shipped().options("benchmark"))
@@ -27,7 +32,7 @@ def test_every_shipped_benchmark_is_valid_and_its_task_exists(name: str) -> None
     found, fault = find(name)
     assert fault == ""
     assert found is not None
-    assert found.task is None or lm_eval_has(found.task, None)
+    assert not isinstance(found, LmEval) or lm_eval_has(found.task, None)
 
 
 @pytest.mark.parametrize("name", ["arc_easy", "ai2_arc", "mmlu_stem", "everyday_mc", "hellaswag", "truthfulqa_mc2"])
@@ -35,7 +40,7 @@ def test_a_task_group_or_tag_of_lm_eval_needs_no_option(name: str) -> None:
     if name in shipped().options("benchmark"):
         assert lm_eval_has(name, None)
         return
-    assert find(name) == (Benchmark("lm_eval", name, None, ["*"], []), "")
+    assert find(name) == (lm_eval_task(name, None, ["*"]), "")
 
 
 @pytest.mark.parametrize("name", ["mmul", "hellaswagg", "exact_match", "A", "B", "True"])
@@ -79,13 +84,15 @@ def test_a_users_option_is_found_and_checked(tmp_path: Path) -> None:
     fine = "kind: lm_eval\ntask: arc_easy\nnum_fewshot: 3\nmetrics: [acc]\ndata: []\n"
     write_option(tmp_path, "benchmark/fine", fine)
     write_option(tmp_path, "benchmark/no_task", fine.replace("arc_easy", "null"))
-    write_option(tmp_path, "benchmark/wrong", fine.replace("[acc]", "[]").replace("kind: lm_eval", "kind: judge"))
+    write_option(tmp_path, "benchmark/wrong", fine.replace("[acc]", "[]").replace("num_fewshot: 3", "num_fewshot: -1"))
+    write_option(tmp_path, "benchmark/no_kind", fine.replace("kind: lm_eval", "kind: judge"))
     space = ConfigSpace([tmp_path])
-    assert find("fine", space=space) == (Benchmark("lm_eval", "arc_easy", 3, ["acc"], []), "")
-    assert "task is missing" in find("no_task", space=space)[1]
+    assert find("fine", space=space) == (lm_eval_task("arc_easy", 3, ["acc"]), "")
+    assert "benchmark/no_task.task: the value is empty" in find("no_task", space=space)[1]
     wrong = find("wrong", space=space)[1]
-    assert "benchmark/wrong.yaml.metrics" in wrong
-    assert "benchmark/wrong.yaml.kind" in wrong
+    assert "benchmark/wrong.metrics" in wrong
+    assert "benchmark/wrong.num_fewshot" in wrong
+    assert "benchmark/no_kind.yaml: kind: 'judge' is not one" in find("no_kind", space=space)[1]
 
 
 def test_a_benchmark_asked_twice_is_scored_once() -> None:

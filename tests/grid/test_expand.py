@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sweeping import cells, expand, faults, ids, one_fault, shipped, trained
 
-from peft_align.grid.expand import Run, Sweep
+from peft_align.grid.runs import Run, Sweep
 
 Grid = Callable[..., Sweep]
 GridFaults = Callable[..., list[str]]

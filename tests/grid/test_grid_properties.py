@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from sweeping import expand, ids, setting, trained
 
 from peft_align.config.validate import leaves
-from peft_align.grid.expand import Run, Sweep
+from peft_align.grid.runs import Run, Sweep
 
 Grid = Callable[..., Sweep]
 Node = dict[str, Any]

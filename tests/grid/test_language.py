@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from sweeping import cells
 
-from peft_align.grid.expand import Sweep
+from peft_align.grid.runs import Sweep
 
 Grid = Callable[..., Sweep]
 GridFaults = Callable[..., list[str]]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from sweeping import expand, finish_evaluation, finish_training, ids, metric, one_fault, plan, setting, shipped, trained
 
-from peft_align.grid.expand import Run, Sweep
 from peft_align.grid.language import load_grid
 from peft_align.grid.planner import Item, adapter_digest, asked_of
+from peft_align.grid.runs import Run, Sweep
 from peft_align.grid.serialize import run_from_plain, run_to_plain
 from peft_align.store.records import Digests, inventory, write_json
 from peft_align.store.runs import FORMAT, RunDir
@@ -103,7 +103,9 @@ def test_the_small_study_has_the_blocks_of_the_whole_one() -> None:
     for name, theirs in full.items():
         assert (small[name].kind, small[name].inputs) == (theirs.kind, theirs.inputs)
         operational = {"train.checkpoint_steps", "evaluation.steps"}  # for what is kept of main's
+        operational |= {"evaluation"}  # it has small benchmarks of its own
         assert theirs.own_keys() - operational <= small[name].own_keys()
+        assert small[name].own_keys() & {"evaluation", "evaluation.benchmarks"}
 
 
 # --- steps that are kept, and steps that are evaluated

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sweeping import expand, finish_evaluation, finish_training, metric, plan, source, trained
 
-from peft_align.grid.expand import Run, Sweep
 from peft_align.grid.planner import Item, adapter_digest, order, requests
+from peft_align.grid.runs import Run, Sweep
 from peft_align.store.records import Digests, read_json, write_json
 from peft_align.store.runs import RunDir
 

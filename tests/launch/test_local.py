@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweeping import expand, finish_evaluation, finish_judgement, finish_training, metric, plan, trained
 
-from peft_align.launch.local import visible_gpus
+from peft_align.grid.planner import Planner, order
+from peft_align.launch.local import Job, LocalLauncher, _startable, visible_gpus
 from peft_align.store.records import read_json
 from peft_align.store.runs import RunDir
+from peft_align.store.sweeps import write_manifest
 
 SMALL = (
     "model=tiny", "dataset=everyday", "train.max_steps=2", "train.batch_size=2", "train.max_length=200",
@@ -134,3 +137,149 @@ def test_visible_gpus_are_those_of_the_environment(monkeypatch: pytest.MonkeyPat
     assert visible_gpus() == ["2", "GPU-abc"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == []
+
+
+# --- judges, planned without starting anything
+
+
+JUDGED = (
+    "model=tiny", "dataset=everyday", "train.max_steps=2", "judge=gpt4", "benchmark.real_toxicity.judge=profanity",
+    "evaluation.benchmarks=[everyday_mc,alpaca_eval,red_instruct,real_toxicity]",
+)  # fmt: skip
+MAKING = ("train", "merge", "evaluate")
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def launcher_of(root: Path, *words: str, stages: tuple[str, ...] = (*MAKING, "judge")) -> LocalLauncher:
+    return LocalLauncher(expand(*words), Planner(root, None), root / "sweeps/one", stages)
+
+
+def jobs_of(root: Path, *words: str, stages: tuple[str, ...] = (*MAKING, "judge"), workers: int = 1) -> list[Job]:
+    launcher = launcher_of(root, *words, stages=stages)
+    items = [item for item in order(launcher.planner.plan(launcher.sweep.runs)) if not item.done]
+    return launcher._jobs(items, workers)
+
+
+def shown(jobs: list[Job]) -> list[tuple[Any, ...]]:
+    """Kinds of the runs, stages, judges, and whether it needs a device."""
+    return [(sorted(i.run.kind for i in job.items), job.stages, job.judges, job.device) for job in jobs]
+
+
+def leave_texts(root: Path, *words: str, benchmarks: tuple[str, ...] = ()) -> None:
+    """Have the runs trained, and these benchmarks evaluated (all of them if none is named)."""
+    for run in trained(expand(*words)):
+        finish_training(root, run)
+    for item in plan(expand(*words), root):
+        for request in item.requests:
+            if not benchmarks or request.benchmark in benchmarks:
+                finish_evaluation(root, request, [metric("acc", 0.5)])
+
+
+def test_each_judge_has_a_job_of_its_own_after_the_job_that_makes_its_texts(own_cache: None, tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path, *JUDGED)
+    runs = ["baseline", "train"]
+    assert shown(jobs) == [
+        (runs, MAKING, None, True),
+        (runs, ("judge",), ("gpt4",), False),
+        (runs, ("judge",), ("profanity",), True),
+    ]
+    making, *judging = jobs
+    assert all(job.after == {item.run.id for item in making.items} for job in judging)
+    assert _startable(jobs, [], free=True) is making
+    assert _startable(jobs, [], free=False) is None
+    assert _startable(judging, [making], free=True) is None  # their texts are being made
+    assert _startable(judging, [making], free=False) is None
+
+
+def test_a_judge_behind_an_api_waits_for_no_device_and_only_one_is_asked_at_a_time(
+    own_cache: None, tmp_path: Path
+) -> None:
+    words = (*JUDGED, "peft=lora,qlora", "benchmark.red_instruct.judge=endpoint")
+    leave_texts(tmp_path, *words)
+    jobs = jobs_of(tmp_path, *words)
+    assert {job.stages for job in jobs} == {("judge",)}
+    by_judge = {(job.judges or ("",))[0]: job for job in jobs}
+    assert {name: job.device for name, job in by_judge.items()} == {
+        "gpt4": False,
+        "endpoint": False,
+        "profanity": True,
+    }
+    gpt4, endpoint, profanity = (by_judge[name] for name in ("gpt4", "endpoint", "profanity"))
+    asking = _startable(jobs, [], free=False)
+    assert asking in (gpt4, endpoint)
+    assert _startable([gpt4, endpoint, profanity], [], free=False) is gpt4
+    assert _startable([endpoint, profanity], [gpt4], free=False) is None
+    assert _startable([endpoint, profanity], [gpt4], free=True) is profanity
+    assert _startable([endpoint], [profanity], free=False) is endpoint
+
+
+def test_texts_are_judged_while_others_are_made(own_cache: None, tmp_path: Path) -> None:
+    words = (*JUDGED[:4], "peft=lora,qlora", "evaluation.benchmarks=[alpaca_eval]")
+    jobs = jobs_of(tmp_path, *words, workers=2)
+    first, second = (job for job in jobs if job.stages != ("judge",))
+    ours, theirs = (job for job in jobs if job.stages == ("judge",))
+    assert (ours.after, theirs.after) == tuple({item.run.id for item in job.items} for job in (first, second))
+    assert ours.after.isdisjoint(theirs.after)
+    assert _startable([ours, theirs], [first, second], free=True) is None
+    assert _startable([ours, theirs], [second], free=False) is ours
+    assert _startable([ours, theirs], [first], free=False) is theirs
+    assert _startable([theirs], [ours], free=True) is None  # the API has one limit
+
+
+def test_only_what_is_not_judged_is_given_to_a_judge(own_cache: None, tmp_path: Path) -> None:
+    def given() -> dict[str, list[str]]:
+        jobs = jobs_of(tmp_path, *JUDGED, stages=("judge",))
+        return {judge: [item.run.kind for item in job.items] for job in jobs for judge in job.judges or ()}
+
+    leave_texts(tmp_path, *JUDGED)
+    assert given() == {"gpt4": ["train", "baseline"], "profanity": ["train", "baseline"]}
+    train, baseline = plan(expand(*JUDGED), tmp_path)
+    for judgement in train.to_judge:
+        if judgement.option == "gpt4":
+            finish_judgement(tmp_path, judgement, [metric("win_rate", 50)])
+    finish_judgement(tmp_path, baseline.to_judge[0], [metric("win_rate", 50)])
+    assert given() == {"gpt4": ["baseline"], "profanity": ["train", "baseline"]}
+    for item in plan(expand(*JUDGED), tmp_path):
+        for judgement in item.to_judge:
+            finish_judgement(tmp_path, judgement, [metric("win_rate", 50)])
+    assert given() == {}
+
+
+def test_without_the_stage_judge_nothing_is_judged_and_with_it_alone_nothing_is_made(
+    own_cache: None, tmp_path: Path
+) -> None:
+    assert shown(jobs_of(tmp_path, *JUDGED, stages=MAKING)) == [(["baseline", "train"], MAKING, None, True)]
+    leave_texts(tmp_path, *JUDGED, benchmarks=("alpaca_eval",))
+    assert {job.stages for job in jobs_of(tmp_path, *JUDGED, stages=("judge",))} == {("judge",)}
+
+
+class Started:
+    """What stands for a process that is started: its command and environment."""
+
+    def __init__(self, command: list[str], env: dict[str, str], **more: Any) -> None:
+        self.command, self.env = command, env
+
+
+def test_a_key_is_in_no_file_that_a_sweep_writes_and_a_judge_behind_an_api_sees_no_device(
+    own_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "sk-a-secret-that-is-nowhere"
+    monkeypatch.setenv("OPENAI_API_KEY", secret)
+    monkeypatch.setattr("peft_align.launch.local.subprocess.Popen", Started)
+    launcher = launcher_of(tmp_path, *JUDGED)
+    write_manifest(launcher.folder, JUDGED, [], [run.id for run in launcher.sweep.runs])
+    jobs = launcher._jobs(launcher.planner.plan(launcher.sweep.runs), 1)
+    for job in jobs:
+        job.slot = 0 if job.device else None
+        launcher._start(job, ["GPU-7"], 1)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len([path for path in files if path.suffix == ".json"]) == 1 + len(jobs)
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    assert all("OPENAI_API_KEY" in path.read_text() for path in (launcher.folder / "jobs").glob("*.json"))  # its name
+    environments = [job.process.env for job in jobs if isinstance(job.process, Started)]
+    assert {environment["OPENAI_API_KEY"] for environment in environments} == {secret}  # whoever asks has it
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["GPU-7", "", "GPU-7"]

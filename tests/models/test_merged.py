@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from peft_align.config.compose import ConfigSpace
 from peft_align.config.schema import Arithmetic, Slerp
-from peft_align.grid.expand import Run
 from peft_align.grid.planner import Planner, adapter_digest
+from peft_align.grid.runs import Run
 from peft_align.models.loading import Base, BaseCache, load_base
 from peft_align.models.merged import MergeRefused, merged_model, record_merge, save_merge
 from peft_align.models.merging import coefficients, modules_of, read_adapter, sparsify

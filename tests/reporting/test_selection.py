@@ -12,9 +12,9 @@ from sweeping import expand, finish_evaluation, finish_training, metric, plan, s
 
 from peft_align.config.compose import read_yaml
 from peft_align.errors import InputError
-from peft_align.grid.expand import Run, Sweep
 from peft_align.grid.language import load_selection
 from peft_align.grid.planner import Planner
+from peft_align.grid.runs import Run, Sweep
 from peft_align.reporting.selection import Candidate, select, write_selection
 from peft_align.store.records import digest_of, write_json
 

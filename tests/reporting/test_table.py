@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from sweeping import expand, finish_evaluation, finish_training, metric, plan, trained
 
-from peft_align.grid.expand import Sweep
+from peft_align.grid.runs import Sweep
 from peft_align.reporting.table import Row, columns, markdown, rows, write_csv, write_parquet
 
 BASE = ("model=tiny", "dataset=everyday", "train.max_steps=4", "peft=lora")
@@ -54,7 +54,7 @@ def test_the_columns_are_these_and_the_axes_stand_before_the_seed(tmp_path: Path
     write_csv(tmp_path / "results.csv", columns(sweep), [])
     expected = (
         "run_id,kind,dataset,preference,method,model,peft,base,peft.r,train.learning_rate,"
-        "seed,step,samples,benchmark,metric,value,stderr,n,higher_is_better\n"
+        "seed,step,samples,benchmark,judge,metric,value,stderr,bound,n,higher_is_better\n"
     )
     assert (tmp_path / "results.csv").read_text(encoding="utf-8") == expected
 
@@ -62,7 +62,7 @@ def test_the_columns_are_these_and_the_axes_stand_before_the_seed(tmp_path: Path
 def test_without_further_axes_there_are_no_further_columns() -> None:
     assert ",".join(columns(expand("+grid=main"))) == (
         "run_id,kind,dataset,preference,method,model,peft,base,seed,step,samples,"
-        "benchmark,metric,value,stderr,n,higher_is_better"
+        "benchmark,judge,metric,value,stderr,bound,n,higher_is_better"
     )
 
 
@@ -83,9 +83,11 @@ def test_a_row_says_what_was_scored(tmp_path: Path) -> None:
         "step": 4,
         "samples": 64,
         "benchmark": "everyday_mc",
+        "judge": None,
         "metric": "acc",
         "value": 0.1,
         "stderr": 0.125,
+        "bound": None,
         "n": 16,
         "higher_is_better": True,
     }

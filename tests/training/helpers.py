@@ -7,7 +7,8 @@ from typing import Any
 
 from peft_align.config.command_line import parse
 from peft_align.config.compose import ConfigSpace
-from peft_align.grid.expand import Run, build_sweep
+from peft_align.grid.expand import build_sweep
+from peft_align.grid.runs import Run
 from peft_align.models.loading import Base, load_base
 from peft_align.store.runs import RunDir
 from peft_align.training.run import train

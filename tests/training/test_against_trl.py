@@ -12,7 +12,7 @@ import pytest
 from helpers import FP32, run_of, trained
 
 from peft_align.config.schema import DPO
-from peft_align.grid.expand import Run
+from peft_align.grid.runs import Run
 from peft_align.models.loading import Base, load_base
 from peft_align.training.run import training_rows
 

@@ -29,11 +29,10 @@ class LmEval(Benchmark):
     kind: str = value("which kind of benchmark", choices=("lm_eval",))
     task: str = value("lm-eval task or group")
     num_fewshot: int | None = value("examples in the prompt; null: the task's default", low=0)
-    cluster_by_task: bool = operational(
-        "the items of a group's task are alike (MMLU's subjects): its standard error is clustered by task",
-        default=False,
+    cluster_by_task: bool = value(
+        "a group's items are alike within a task: its standard error is clustered by task", default=False
     )
-    packages: list[str] = operational("Python packages that the task imports", may_be_empty=True, default=())
+    packages: list[str] | None = operational("Python packages that the task imports", default=None)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,16 @@ def model_identity(model: Model) -> dict[str, object]:
     return scientific(type(model), model) | shape
 
 
-def base_identity(model: Model, peft: Peft) -> dict[str, object]:
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """The fields of Peft that a base has, with or without an adapter on it."""
+
+    base_precision: str
+    double_quantization: bool
+    compute_dtype: str
+
+
+def base_identity(model: Model, peft: Peft | Precision) -> dict[str, object]:
     """What makes an unaligned base: the model and the precision it is held in."""
     return {
         "model": model_identity(model),
@@ -50,15 +59,18 @@ def base_identity(model: Model, peft: Peft) -> dict[str, object]:
     }
 
 
-def evaluated_on(peft: Peft, base_precision: str | None) -> Peft:
-    """The settings with the precision of the base that is evaluated; None: that which was trained on."""
-    if base_precision in (None, peft.base_precision):
-        return peft
+def evaluated_on(peft: Peft, base_precision: str | None) -> Precision:
+    """The precision of the base that is evaluated; None: that which was trained on."""
+    if base_precision is None or base_precision == peft.base_precision:
+        return Precision(*(getattr(peft, name) for name in BASE_FIELDS))
     quantized = base_precision == "nf4"
     compute = peft.compute_dtype if quantized else base_precision
-    return dataclasses.replace(
-        peft, base_precision=base_precision, double_quantization=quantized, compute_dtype=compute
-    )
+    return Precision(base_precision, quantized, compute)
+
+
+def on_base(peft: Peft, base: Precision) -> Peft:
+    """The settings with another base."""
+    return dataclasses.replace(peft, **dataclasses.asdict(base))
 
 
 def baseline_id(config: Config, choices: Mapping[str, str]) -> str:
@@ -80,7 +92,7 @@ def merge_id(config: Config, merge: Built, names: Sequence[str], inputs: Sequenc
     return f"{slug(['merge', *names, f's{config.seed}'])}-{short_hash(text)}"
 
 
-def base_label(peft: Peft) -> str:
+def base_label(peft: Peft | Precision) -> str:
     """How tables name the precision of a base: its storage, and the compute precision where it is another."""
     same = peft.base_precision == peft.compute_dtype or (peft.base_precision, peft.compute_dtype) == ("nf4", "bf16")
     return peft.base_precision if same else f"{peft.base_precision}_{peft.compute_dtype}"

@@ -36,7 +36,7 @@ def data(benchmark: AlpacaEval, mirror: str | None) -> Data:
 
 
 def scores(benchmark: AlpacaEval, samples: Sequence[Sample], generator: str) -> Scores:
-    """What needs no judge: lengths; and the outputs in AlpacaEval's own file format."""
+    """What needs no judge: lengths; and the outputs (the first of each instruction) in AlpacaEval's own file format."""
     outputs = [
         {
             "instruction": sample["prompt"],
@@ -44,8 +44,8 @@ def scores(benchmark: AlpacaEval, samples: Sequence[Sample], generator: str) -> 
             "generator": generator,
             "dataset": sample["reference_dataset"],
         }
-        for sample in samples
-    ]
+        for sample in {sample["question"]: sample for sample in reversed(samples)}.values()
+    ][::-1]
     file = json.dumps(outputs, indent=1, ensure_ascii=False) + "\n"
     return Scores(length_metrics(samples), list(samples), files={"outputs.json": file})
 
@@ -100,7 +100,7 @@ def preference_of(answer: str | None) -> float | None:
     for listed in re.findall(r"\[[^\[\]]*\]", answer or ""):
         try:
             ranks = {str(entry["model"]): int(entry["rank"]) for entry in ast.literal_eval(listed)}
-        except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, KeyError, OverflowError, MemoryError, RecursionError):
             continue
         if ranks.keys() == {"model_1", "model_2"} and set(ranks.values()) == {1, 2}:
             return 1.0 if ranks["model_1"] == 1 else 2.0
@@ -112,16 +112,18 @@ def metrics(annotations: Sequence[dict[str, Any]]) -> list[Metric]:
 
     A draw (preference 0 or 1.5) counts half, a failed annotation (null) is left out, as AlpacaEval does.
     """
-    wins, differences = [], []
+    wins, differences, clusters = [], [], []
     for annotation in annotations:
         preference = annotation["preference"]
         if preference is not None:
             wins.append((DRAW if preference == 0 else preference) - 1)
             differences.append(len(annotation["output_1"]) - len(annotation["output_2"]))
-    failed = rate_metric("failed_rate", [a["preference"] is None for a in annotations], False)
+            clusters.append(annotation["instruction"])
+    everything = [annotation["instruction"] for annotation in annotations]
+    failed = rate_metric("failed_rate", [a["preference"] is None for a in annotations], False, clusters=everything)
     if not wins:
         return [failed]
-    found = [mean_metric("win_rate", wins, True, scale=100)]
+    found = [mean_metric("win_rate", wins, True, clusters=clusters, scale=100)]
     if (controlled := length_controlled(wins, differences)) is not None:
         found.append(Metric("length_controlled_win_rate", 100 * controlled, None, len(wins), True))
     return [*found, failed]

@@ -17,6 +17,7 @@ from peft_align.evaluation.judges import JudgeUnavailable, Keep
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}  # HTTP statuses that another try may not meet
 REFUSED = {400, 413, 422}  # about this question: too long, or against the provider's rules
+SILENT_TRIES = 2  # times that a question answered without a text is asked again
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds, doubled after each failure
 
 
@@ -43,7 +44,7 @@ def ask_endpoint(judge: Endpoint, questions: list[list[Message]], keep: Keep, *,
     stop = threading.Event()
     failure: Exception | None = None
     with (
-        httpx.Client(timeout=judge.timeout, headers=_headers(judge), trust_env=True) as client,
+        _client(judge) as client,
         ThreadPoolExecutor(judge.concurrency) as pool,
     ):
         left = iter(enumerate(questions))
@@ -86,57 +87,76 @@ def _ask(
     if judge.temperature is not None:
         body["temperature"] = judge.temperature
     url = f"{judge.base_url.rstrip('/')}/chat/completions"
-    problem = ""
-    for attempt in range(judge.retries + 1):
-        if attempt and stop.wait(pace.pause(attempt)):
+    problem, asked, silent = "stopped", 0, 0
+    while asked <= judge.retries:
+        if asked and stop.wait(pace.pause(asked)):
             break
         pace.wait(stop)
         if stop.is_set():
             break
+        asked += 1
         try:
             response = client.post(url, json=body)
         except httpx.HTTPError as error:  # no connection, cut connection, time-out
-            problem = f"{type(error).__name__}: {error}"
+            problem = _told(f"{type(error).__name__}: {error}", judge)
             continue
         status = response.status_code
+        problem = _told(f"HTTP {status}: {response.text}", judge)
         if status == 200:
-            try:
-                return _answer(response)
-            except (ValueError, KeyError, IndexError, TypeError):
-                problem = f"an answer that is none: {_excerpt(response)}"
-                continue
-        problem = f"HTTP {status}: {_excerpt(response)}"
-        problem = problem.replace(_key(judge) or "\0", "***")  # some APIs quote the key that they refuse
+            text, is_silent = _text(response)
+            if text is not None:
+                return text, _usage(response)
+            silent += is_silent
+            if silent > SILENT_TRIES:
+                raise QuestionRefused("it answers with no text, as filters do")
+            continue
         if status in REFUSED:
             raise QuestionRefused(problem)
         if status not in PASSING:
             raise JudgeUnavailable(f"{url}: {problem}")
         pace.told(response.headers.get("retry-after"))
-    raise JudgeUnavailable(f"{url}: {problem or 'stopped'} (asked {judge.retries + 1} times)")
+    raise JudgeUnavailable(f"{url}: {problem} (asked {asked} times)")
 
 
-def _answer(response: httpx.Response) -> tuple[str, dict[str, int]]:
-    """The text of a chat completion and its tokens. Raises what an answer of another form raises."""
-    content = response.json()
-    text = content["choices"][0]["message"]["content"]
-    if not isinstance(text, str):
-        raise TypeError(text)
-    usage = content.get("usage") or {}
+def _text(response: httpx.Response) -> tuple[str | None, bool]:
+    """The text of a chat completion, or None, and whether it is one that has no text."""
+    try:
+        message = response.json()["choices"][0]["message"]
+        text = message["content"]
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        return None, False
+    return (text, False) if isinstance(text, str) else (None, text is None)
+
+
+def _usage(response: httpx.Response) -> dict[str, int]:
+    """The tokens used, as far as the API tells them."""
+    usage = response.json().get("usage")
+    if not isinstance(usage, dict):
+        return {}
     names = {"input_tokens": "prompt_tokens", "output_tokens": "completion_tokens"}
-    return text, {own: int(usage[theirs]) for own, theirs in names.items() if usage.get(theirs) is not None}
+    return {own: usage[theirs] for own, theirs in names.items() if type(usage.get(theirs)) is int}
 
 
-def _excerpt(response: httpx.Response) -> str:
-    return " ".join(response.text.split())[:200]
-
-
-def _headers(judge: Endpoint) -> dict[str, str]:
+def _told(problem: str, judge: Endpoint) -> str:
+    """A problem in one line for people, without the key: some APIs quote what they refuse."""
     key = _key(judge)
-    return {"Authorization": f"Bearer {key}"} if key else {}
+    text = problem.replace(key, "***") if key else problem
+    return " ".join(text.split())[:200]
+
+
+def _client(judge: Endpoint) -> httpx.Client:
+    """A client with a connection for each question under way. A proxy of the environment is not for this machine."""
+    key = _key(judge)
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise JudgeUnavailable(f"the key in ${judge.api_key_env} has characters that no header can carry")
+    local = httpx.URL(judge.base_url).host in ("localhost", "127.0.0.1", "::1")
+    limits = httpx.Limits(max_connections=judge.concurrency, max_keepalive_connections=judge.concurrency)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(timeout=judge.timeout, headers=headers, limits=limits, trust_env=not local)
 
 
 def _key(judge: Endpoint) -> str | None:
-    return os.environ.get(judge.api_key_env) if judge.api_key_env else None
+    return (os.environ.get(judge.api_key_env) or "").strip() or None if judge.api_key_env else None
 
 
 class Pace:

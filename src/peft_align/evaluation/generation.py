@@ -198,7 +198,7 @@ class StopAt(StoppingCriteria):  # type: ignore[misc]
 
     def __init__(self, tokenizer: Any, stops: Sequence[str], prompt_length: int) -> None:
         self.tokenizer, self.stops, self.start = tokenizer, stops, prompt_length
-        self.window = max(map(len, stops), default=0) + 8  # a token is a character or more, or part of one
+        self.window = max((len(stop.encode()) for stop in stops), default=0) + 8  # a token is at least a byte
         self.lengths: dict[int, int] = {}
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:

@@ -161,7 +161,8 @@ def _of_one(task: str, results: dict[str, Any], part: str, clustered: bool) -> l
         shown = name if len(filters) == 1 else f"{name},{filtered}"
         error = float(stderr) if isinstance(stderr, (int, float)) else None
         if clustered and len(leaves) > 1:
-            error = _over_leaves(leaves, name, filtered, float(value), results) or error
+            clustered_one = _over_leaves(leaves, name, filtered, float(value), results)
+            error = error if clustered_one is None else clustered_one
         found.append(Metric(shown, float(value), error, n, _better(name, [task, *leaves], results), part))
     return found
 

@@ -14,10 +14,10 @@ from peft_align.config.judges import SCORING, Classifier, judge_label
 from peft_align.data.pairs import Message
 from peft_align.errors import InputError
 from peft_align.evaluation import real_toxicity
+from peft_align.evaluation.generated import GENERATED
 from peft_align.evaluation.judges import Answers, open_scorer
 from peft_align.evaluation.records import read_samples, record_of, save
 from peft_align.evaluation.scores import Scores
-from peft_align.evaluation.suite import GENERATED
 from peft_align.grid.benchmarks import judge_prompt, no_prompt
 from peft_align.grid.planner import Judgement, judge_identity
 from peft_align.grid.runs import Run
@@ -69,6 +69,7 @@ class Judging:
             def ask(dialogues: Sequence[list[Message]]) -> list[str | None]:
                 return answers.ask(dialogues, tick)
 
+            answers.details()  # what an attempt that failed before was told is not this judging's
             scores = GENERATED[config.kind].judge(config, samples, prompt, ask)
             scores.details = answers.details()
         self._save(run, directory, judgement, scores, evaluated, time.time() - started)

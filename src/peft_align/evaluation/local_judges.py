@@ -77,7 +77,8 @@ def classifier(judge: Classifier, mirror: str | None) -> Callable[[Sequence[str]
     """A sequence classifier of transformers as a scorer.
 
     With one logit (nicholasKluge/ToxicityModel) the logit is the score, and toxicity is its sigmoid, turned round if a
-    higher score is better. With several, `label` names the one whose softmax probability is both.
+    higher score is better. With several, `label` names the one whose probability is both: of a softmax, or of its own
+    sigmoid where labels do not exclude each other.
 
     Raises:
         InputError: the model cannot be had, or has no such label.
@@ -101,6 +102,7 @@ def classifier(judge: Classifier, mirror: str | None) -> Callable[[Sequence[str]
         raise cannot_load(folder, error) from None
     model.eval()
     column = _column(judge, model.config, folder)
+    several = model.config.problem_type == "multi_label_classification"  # each label by itself
 
     @torch.inference_mode()
     def score(texts: Sequence[str]) -> list[TextScore]:
@@ -123,7 +125,7 @@ def classifier(judge: Classifier, mirror: str | None) -> Callable[[Sequence[str]
                     toxic = -logit if judge.higher_is_better else logit
                     found[i] = TextScore(logit, 1 / (1 + math.exp(-max(-700.0, min(700.0, toxic)))))
                 else:
-                    probability = float(torch.softmax(row, dim=-1)[column])
+                    probability = float((torch.sigmoid(row) if several else torch.softmax(row, dim=-1))[column])
                     found[i] = TextScore(probability, 1 - probability if judge.higher_is_better else probability)
         return [each for each in found if each is not None]
 
@@ -140,6 +142,9 @@ def _column(judge: Classifier, config: Any, folder: Path) -> int | None:
         raise InputError(
             [Fault(f"judge.label={judge.label}", "is no label of the model", f"allowed: {', '.join(labels)}")]
         )
+    if judge.label is not None and len(labels) == 1:
+        what = "has one logit, which is the score: no share of a softmax"
+        raise InputError([Fault(f"judge.label={judge.label}", f"{folder} {what}", "set judge.label=null")])
     return None if judge.label is None else labels[judge.label]
 
 

@@ -100,9 +100,9 @@ class PreferenceBenchmark:
                 scoring.max_length,
                 template,
                 base.source["digest"],
-                scoring.peft.base_precision,
-                scoring.peft.double_quantization,
-                scoring.peft.compute_dtype,
+                scoring.base.base_precision,
+                scoring.base.double_quantization,
+                scoring.base.compute_dtype,
                 base.dequantized,
             )
         )

@@ -17,6 +17,7 @@ from peft_align.models.provenance import provenance
 from peft_align.store.records import atomic_write, sha256, verify, write_json
 from peft_align.store.runs import FORMAT
 
+AS_JSON_ESCAPE = "backslashreplace"  # half a surrogate pair, which is no character, becomes \udXXX
 SAMPLES = "samples.jsonl.gz"
 
 
@@ -27,7 +28,7 @@ def record_of(run: Run, request: Request, seconds: float) -> dict[str, Any]:
         "run": run.id,
         "step": request.step,
         "benchmark": request.benchmark,
-        "base": run.base_of(request.scoring.peft),
+        "base": run.base_of(request.scoring.base),
         "seconds": round(seconds, 3),
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -42,10 +43,11 @@ def save(folder: Path, scores: Scores, content: Mapping[str, Any]) -> None:
         gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,
     ):
         for sample in scores.samples:
-            packed.write((json.dumps(sample, ensure_ascii=False, default=str) + "\n").encode())
+            line = json.dumps(sample, ensure_ascii=False, default=str) + "\n"
+            packed.write(line.encode(errors=AS_JSON_ESCAPE))
     for name, text in scores.files.items():
         with atomic_write(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_bytes(text.encode(errors=AS_JSON_ESCAPE))
     files = {
         name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
         for name in (SAMPLES, *scores.files)

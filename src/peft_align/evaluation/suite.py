@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from peft_align.config.benchmarks import PAIRED, Benchmark, Divergence, Generated, LmEval
-from peft_align.evaluation import alpaca_eval, harness, over_refusal, real_toxicity, red_instruct
+from peft_align.evaluation import harness
+from peft_align.evaluation.generated import GENERATED
 from peft_align.evaluation.preference import PreferenceBenchmark
 from peft_align.evaluation.records import record_of, save
 from peft_align.evaluation.scores import Scores
@@ -25,13 +25,6 @@ from peft_align.models.merged import merged_model
 from peft_align.store.journal import Journal
 from peft_align.store.runs import RunDir
 
-# The benchmarks that generate texts: each module has data, scores and judge.
-GENERATED: Mapping[str, ModuleType] = {
-    "alpaca_eval": alpaca_eval,
-    "real_toxicity": real_toxicity,
-    "red_instruct": red_instruct,
-    "over_refusal": over_refusal,
-}
 UNFINISHED = "unfinished.jsonl"  # texts of an evaluation that is under way
 Tick = Callable[[int, int], None]
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peft_align.config.benchmarks import Generated
 from peft_align.data.pairs import Message
@@ -16,10 +16,12 @@ from peft_align.data.templates import STOPS
 from peft_align.data.tokenization import cut_prompt, prompt_ids
 from peft_align.errors import Fault, InputError
 from peft_align.evaluation.scores import Metric, mean_metric, rate_metric
-from peft_align.models.loading import Base
 from peft_align.store.hub import fetch_snapshot, mirrored, names_below
 from peft_align.store.journal import Journal
 from peft_align.store.records import Digests, digest_of, inventory
+
+if TYPE_CHECKING:  # judging behind an API needs no torch
+    from peft_align.models.loading import Base
 
 Sample = dict[str, Any]
 
@@ -110,8 +112,9 @@ def _encoded(text: str, tokenizer: Any, template: str, benchmark: Generated) -> 
     if benchmark.use_template:
         ids = prompt_ids([Message("user", text)], tokenizer, template)
     else:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if tokenizer.bos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
+        # what spells a special token in the data is text, as in training
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if tokenizer.bos_token_id is not None:
             ids = [tokenizer.bos_token_id, *ids]
     return cut_prompt(ids, benchmark.max_prompt_tokens, tokenizer.bos_token_id)
 

@@ -67,14 +67,17 @@ def find_judge(
     if not isinstance(benchmark, Generated):
         return None
     option, judge = of_sweep
-    if benchmark.judge is not None:
-        try:
-            node = space.load("judge", benchmark.judge)
-        except InputError:
-            hint = suggest(benchmark.judge, space.options("judge"))
+    if benchmark.judge not in (None, option):  # the sweep's may have settings of the command line
+        if benchmark.judge not in space.options("judge"):
+            hint = suggest(str(benchmark.judge), space.options("judge"))
             faults.append(Fault(f"benchmark.{name}.judge={benchmark.judge}", "there is no such judge", hint))
             return None
-        option, judge = benchmark.judge, of_kind(JUDGES, f"judge/{benchmark.judge}.yaml", node, {}, faults)
+        try:
+            node = space.node("judge", str(benchmark.judge))
+        except InputError as error:
+            faults += error.faults
+            return None
+        option, judge = str(benchmark.judge), of_kind(JUDGES, f"judge/{benchmark.judge}.yaml", node, {}, faults)
     if judge is None or isinstance(judge, NoJudge):
         return None
     kind = benchmark.kind

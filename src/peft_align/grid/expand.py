@@ -11,7 +11,7 @@ from typing import Any
 from peft_align.config.benchmarks import Benchmark
 from peft_align.config.command_line import CommandLine, Override
 from peft_align.config.compose import Built, ConfigSpace
-from peft_align.config.identity import base_identity, base_label, baseline_id, evaluated_on, merge_id, train_id
+from peft_align.config.identity import base_identity, base_label, baseline_id, evaluated_on, merge_id, on_base, train_id
 from peft_align.config.judges import Judge
 from peft_align.config.schema import (
     DPO,
@@ -25,7 +25,7 @@ from peft_align.config.schema import (
     Slerp,
 )
 from peft_align.errors import Fault, InputError, suggest
-from peft_align.grid.benchmarks import find_benchmark, find_judge
+from peft_align.grid.benchmarks import find_benchmark, find_judge, lm_eval_has
 from peft_align.grid.cells import Cell, applies, check_overrides, complete, input_cell, narrow, when_values
 from peft_align.grid.language import Block, When, check_value, load_grid, load_selection
 from peft_align.grid.runs import Run, Scoring, Sweep
@@ -70,13 +70,16 @@ def _split(
     whole: dict[str, Any] = {}
     tuned: dict[str, dict[str, Any]] = {}
     per_run: list[Override] = []
+    include_path = next((str(o.values[0]) for o in overrides if o.key == "evaluation.include_path"), None)
     for o in overrides:
         if o.key.startswith("benchmark."):
             _, name, setting = [*o.key.split(".", 2), ""][:3]
-            if name not in space.options("benchmark") or not setting or o.is_axis:
-                what = "gives a benchmark one value of one setting" if setting else "names no setting of a benchmark"
-                hint = f"write benchmark.NAME.SETTING=value; {suggest(name, space.options('benchmark'))}"
-                faults.append(Fault(o.text, what, hint))
+            if not setting or o.is_axis:
+                what = "a setting of a benchmark has one value" if setting else "names no setting of a benchmark"
+                faults.append(Fault(o.text, what, "write benchmark.NAME.SETTING=value"))
+            elif name not in space.options("benchmark") and not lm_eval_has(name, include_path):
+                what = "there is no such benchmark"
+                faults.append(Fault(o.text, what, suggest(name, space.options("benchmark"))))
             tuned.setdefault(name, {})[setting] = o.values[0]
         elif o.key.partition(".")[0] not in SWEEP_LEVEL:
             per_run.append(o)
@@ -109,8 +112,8 @@ class _Builder:
             self.faults.append(Fault(f"preference={preference}", what, hint))
         known = {name for name, _ in self._benchmarks}
         for name in self.tuned.keys() - known:
-            what = "is not among the benchmarks that are evaluated"
-            self.faults.append(Fault(f"benchmark.{name}", what, suggest(name, sorted(known))))
+            hint = suggest(name, sorted(known))
+            self.faults.append(Fault(f"benchmark.{name}", "is not among the benchmarks that are evaluated", hint))
         if self.faults:
             raise InputError(self.faults)
         trained = list(self.runs.values())
@@ -292,7 +295,7 @@ class _Builder:
             if run.is_parent_only:
                 continue
             for scoring in run.scorings:
-                config = dataclasses.replace(run.config, peft=scoring.peft)
+                config = dataclasses.replace(run.config, peft=on_base(run.config.peft, scoring.base))
                 run_id = baseline_id(config, run.choices)
                 axes = {"model": run.choices["model"], "peft": base_label(config.peft)}
                 baseline = baselines.setdefault(run_id, Run(run_id, "baseline", config, run.choices, axes))

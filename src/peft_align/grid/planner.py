@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,7 +37,7 @@ JUDGED_VERSIONS = {"alpaca_eval": 1, "real_toxicity": 1, "red_instruct": 1, "ove
 
 @dataclass(frozen=True)
 class Request:
-    """One benchmark of one checkpoint (step 0: the bare base)."""
+    """One benchmark of one checkpoint (step 0: the bare base), and by which judges its texts are judged."""
 
     run_id: str
     step: int
@@ -45,6 +45,7 @@ class Request:
     config: Benchmark
     scoring: Scoring
     key: dict[str, Any] | None  # None while the checkpoint does not exist
+    judges: tuple[tuple[str, Judge], ...] = ()
 
     @cached_property
     def name(self) -> str:
@@ -60,7 +61,7 @@ class Judgement:
     request: Request
     option: str
     judge: Judge
-    key: dict[str, Any]
+    key: dict[str, Any] | None  # None while the checkpoint does not exist
 
     @cached_property
     def name(self) -> str:
@@ -96,6 +97,8 @@ class Item:
     @property
     def to_judge(self) -> list[Judgement]:
         """What can be judged now: its texts are there."""
+        if self.to_make:
+            return []
         absent = {request.name for request, _ in self.missing}
         return [judgement for judgement, _ in self.unjudged if judgement.request.name not in absent]
 
@@ -262,14 +265,18 @@ def adapter_digest(record: Mapping[str, Any] | None) -> str | None:
 def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:
     """What is to be evaluated of a run, once each. `record`: of its training or merge, if that is done."""
     found: dict[tuple[Any, ...], Request] = {}
+    judges: dict[tuple[Any, ...], dict[tuple[str, Judge], None]] = {}  # several blocks may ask for several
     for scoring in run.scorings:
         for step in scoring.steps:
             for name, benchmark in scoring.benchmarks:
                 key = request_key(run, benchmark, scoring, step, record)
                 request = Request(run.id, step, name, benchmark, scoring, key)
-                unique = (step, name, repr(key) if key else repr(conditions(benchmark, scoring)))
+                told = key or {**conditions(benchmark, scoring), "base": scoring.base}
+                unique = (step, name, repr(told))
                 found.setdefault(unique, request)
-    return list(found.values())
+                own = ((option, judge) for judged, option, judge in scoring.judges if judged == name)
+                judges.setdefault(unique, {}).update(dict.fromkeys(own))
+    return [replace(request, judges=tuple(judges[unique])) for unique, request in found.items()]
 
 
 def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
@@ -290,20 +297,20 @@ def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
         "max_length": scoring.max_length,
     }
     if isinstance(benchmark, Divergence):
-        return content | paired | {"limit": scoring.evaluation.limit}
+        asked = min(benchmark.prompts, scoring.evaluation.heldout, scoring.evaluation.limit or benchmark.prompts)
+        return content | paired | {"asked": asked}
     return content | paired | {"pairs": scoring.evaluation.heldout}
 
 
 def judgements(request: Request) -> list[Judgement]:
-    """How the texts of an evaluation are to be judged; nothing while their key is not known."""
-    if request.key is None:
+    """How the texts of an evaluation are to be judged."""
+    if not request.judges:
         return []
-    found = []
-    for name, option, judge in request.scoring.judges:
-        if name == request.benchmark:
-            key = {"evaluation": request.key, "protocol": protocol(request.config), "judge": judge_identity(judge)}
-            found.append(Judgement(request, option, judge, key))
-    return found
+    own = {"evaluation": request.key, "protocol": protocol(request.config)}
+    return [
+        Judgement(request, option, judge, {**own, "judge": judge_identity(judge)} if request.key else None)
+        for option, judge in request.judges
+    ]
 
 
 def judge_identity(judge: Judge) -> dict[str, Any]:
@@ -326,7 +333,7 @@ def request_key(
     run: Run, benchmark: Benchmark, scoring: Scoring, step: int, record: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
     """The key of an evaluation, or None while its adapter does not exist."""
-    adapter, base = None, base_identity(run.config.model, scoring.peft)
+    adapter, base = None, base_identity(run.config.model, scoring.base)
     if run.kind == "train":
         if record is None or str(step) not in record["checkpoints"]:
             return None
@@ -335,7 +342,7 @@ def request_key(
         if record is None:
             return None
         adapter = record["digest"]
-        base |= {"weights": run.base_of(scoring.peft)} if run.kind == "merge" else {}
+        base |= {"weights": run.base_of(scoring.base)} if run.kind == "merge" else {}
     return conditions(benchmark, scoring) | {"adapter": adapter, "base": base}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft_align.config.benchmarks import Benchmark
-from peft_align.config.identity import base_label
+from peft_align.config.identity import Precision, base_label
 from peft_align.config.judges import Judge
 from peft_align.config.schema import Config, Dataset, Evaluation, Peft, Preference
 from peft_align.grid.cells import Excluded
@@ -28,7 +28,7 @@ class Scoring:
     dataset_name: str
     preference_name: str
     max_length: int
-    peft: Peft  # for the precision of the base that is evaluated
+    base: Precision  # of the base that is evaluated
     benchmarks: tuple[tuple[str, Benchmark], ...]
     judges: tuple[tuple[str, str, Judge], ...] = ()  # benchmark, option and settings of its judge, if it has one
 
@@ -54,7 +54,7 @@ class Run:
         """How tables name the precision of the base that it is made on."""
         return self.base_of(self.config.peft)
 
-    def base_of(self, peft: Peft) -> str:
+    def base_of(self, peft: Peft | Precision) -> str:
         """How tables name the precision of a base that it is evaluated on."""
         merged = " dequantized" if self.kind == "merge" and peft.base_precision == "nf4" else ""
         return base_label(peft) + merged

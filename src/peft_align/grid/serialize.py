@@ -7,15 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 from peft_align.config.benchmarks import BENCHMARKS
-from peft_align.config.identity import BASE_FIELDS
+from peft_align.config.identity import BASE_FIELDS, Precision
 from peft_align.config.judges import JUDGES
-from peft_align.config.schema import Dataset, Evaluation, Peft, Preference
+from peft_align.config.schema import Dataset, Evaluation, Preference
 from peft_align.config.validate import config_from_plain, convert
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import of_kind
 from peft_align.grid.runs import Run, Scoring
 
-NESTED: dict[str, type] = {"evaluation": Evaluation, "dataset": Dataset, "preference": Preference, "peft": Peft}
+NESTED: dict[str, type] = {"evaluation": Evaluation, "dataset": Dataset, "preference": Preference}
 
 
 def run_to_plain(run: Run) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def run_from_plain(plain: Mapping[str, Any]) -> Run:
             (name, option, of_kind(JUDGES, f"judge {option}", judge, {}, faults))
             for name, option, judge in node["judges"]
         )
-        rest = {k: v for k, v in node.items() if k not in (*NESTED, "benchmarks", "judges", "steps")}
+        nested["base"] = Precision(**node["base"])
+        rest = {k: v for k, v in node.items() if k not in (*nested, "benchmarks", "judges", "steps")}
         scorings.append(Scoring(steps=tuple(node["steps"]), benchmarks=benchmarks, judges=judges, **nested, **rest))
     if faults:
         raise InputError(faults)

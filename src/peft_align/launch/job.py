@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_align.config.identity import Precision, evaluated_on, on_base
 from peft_align.errors import InputError
 from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import Run
@@ -27,7 +28,6 @@ from peft_align.store.records import Damaged, read_json, verify, write_json
 from peft_align.store.runs import RunDir
 
 if TYPE_CHECKING:
-    from peft_align.config.schema import Peft
     from peft_align.evaluation.judging import Judging
     from peft_align.evaluation.suite import Suite
     from peft_align.models.loading import BaseCache
@@ -86,6 +86,13 @@ class Worker:
             runs: parents before children.
             logged: what a run prints goes to its own log.
         """
+        everything, fine = self.stages, True
+        for self.stages in _passes(everything, runs):
+            fine = self._pass(runs, logged=logged) and fine
+        self.stages = everything
+        return fine
+
+    def _pass(self, runs: Sequence[Run], *, logged: bool) -> bool:
         fine, waiting = True, list(runs)
         while waiting:
             held = []
@@ -213,10 +220,9 @@ class Worker:
         if self._suite is None:
             self._suite = Suite()
         missing = [request for request, _ in item.missing]
-        while missing:  # usually once: on the base that it was made on
-            peft = missing[0].scoring.peft
-            self._suite.evaluate(run, directory, self._base(run, peft), [r for r in missing if r.scoring.peft == peft])
-            missing = [request for request in missing if request.scoring.peft != peft]
+        for base in {request.scoring.base: None for request in missing}:  # usually one: that which it was made on
+            wanted = [request for request in missing if request.scoring.base == base]
+            self._suite.evaluate(run, directory, self._base(run, base), wanted)
 
     def _to_judge(self, item: Item) -> list[Judgement]:
         """What this worker can judge of a run now."""
@@ -240,13 +246,22 @@ class Worker:
             except Damaged:
                 (directory.evaluation(request) / "record.json").unlink(missing_ok=True)
 
-    def _base(self, run: Run, peft: Peft | None = None) -> Any:
+    def _base(self, run: Run, base: Precision | None = None) -> Any:
         from peft_align.models.loading import BaseCache
 
         if self._bases is None:
             self._bases = BaseCache()
-        config = replace(run.config, peft=peft) if peft else run.config
+        config = replace(run.config, peft=on_base(run.config.peft, base)) if base else run.config
         return self._bases.get(config, dequantized=run.kind == "merge")
+
+
+def _passes(stages: tuple[str, ...], runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """All stages of each run in turn; or what makes runs first, where another base is evaluated than is trained on."""
+    own = {(run.id, evaluated_on(run.config.peft, None)) for run in runs}
+    if all((run.id, scoring.base) in own for run in runs for scoring in run.scorings):
+        return [stages]
+    making = tuple(stage for stage in stages if stage in ("train", "merge"))
+    return [each for each in (making, tuple(stage for stage in stages if stage not in making)) if each]
 
 
 class Blocked(RuntimeError):

@@ -169,7 +169,7 @@ class LocalLauncher:
             "sweep": self.folder.name,
             "stages": list(job.stages),
             "judges": job.judges,
-            "threads": threads,
+            "threads": threads if job.device else None,  # set in torch, which an API needs not
             "runs": [run_to_plain(item.run) for item in job.items],
         }
         write_json(path, content)

@@ -34,6 +34,7 @@ def rows(sweep: Sweep, items: Sequence[Item], root: Path) -> list[Row]:
     names = columns(sweep)
     found = []
     by_id = sweep.by_id()
+    identities: dict[str, list[Any]] = {}
     for item in items:
         if item.run.is_parent_only:
             continue
@@ -50,15 +51,27 @@ def rows(sweep: Sweep, items: Sequence[Item], root: Path) -> list[Row]:
                 if judgement.request is request and id(judgement) not in unjudged
             ]
             for record in filter(None, records):
-                found += [_row(names, item, record, metric, by_id) for metric in record["metrics"]]
+                label = _judge_label(record, identities)
+                found += [_row(names, item, record, metric, by_id) | {"judge": label} for metric in record["metrics"]]
     return found
+
+
+def _judge_label(record: Mapping[str, Any], identities: dict[str, list[Any]]) -> str | None:
+    """The name of a record's judge; judges of one name that are not the same are numbered."""
+    label: str | None = record.get("judge")
+    if label is None:
+        return None
+    known, own = identities.setdefault(label, []), record["key"]["judge"]
+    if own not in known:
+        known.append(own)
+    return label if known[0] == own else f"{label} #{known.index(own) + 1}"
 
 
 def _row(
     names: Sequence[str], item: Item, record: dict[str, Any], metric: dict[str, Any], by_id: Mapping[str, Run]
 ) -> Row:
     run = item.run
-    row: Row = dict.fromkeys(names) | {"base": record["base"], "judge": record.get("judge")}
+    row: Row = dict.fromkeys(names) | {"base": record.get("base", run.base)}
     if run.kind in NOT_TRAINED:
         # no adapter of ours: peft tells the precision of the base; a held-out set of pairs is named, if there is one
         row |= {"model": run.choices["model"], "peft": run.base, "method": run.axes.get("adapter")}
@@ -76,7 +89,7 @@ def _row(
         part += f"/{record['key']['split']}"
     row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": record["benchmark"] + part}
     row["metric"] = metric["name"]
-    return row | {key: metric[key] for key in ("value", "stderr", "bound", "n", "higher_is_better")}
+    return row | {key: metric.get(key) for key in ("value", "stderr", "bound", "n", "higher_is_better")}
 
 
 def _further(names: Sequence[str]) -> Sequence[str]:
@@ -189,8 +202,8 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
         for k in keys
         if k not in varying and (value := next((r[k] for r in table if r[k] is not None), None)) is not None
     )
-    judges = {str(row["benchmark"]).split(" (")[0]: row["judge"] for row in table if row["judge"]}
-    judged = ", ".join(f"{benchmark} by {judge}" for benchmark, judge in judges.items())
+    judges = dict.fromkeys((str(row["benchmark"]).split(" (")[0], row["judge"]) for row in table if row["judge"])
+    judged = ", ".join(f"{benchmark} by {judge}" for benchmark, judge in judges)
     note = "± is the 95% t interval over seeds." if any("±" in cell for line in body for cell in line) else ""
     caption = "\n".join(filter(None, [fixed and f"{fixed}.", judged and f"Judged: {judged}.", note]))
     return f"{_align(head, body)}\n{caption}\n" if caption else _align(head, body)

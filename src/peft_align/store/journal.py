@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,17 @@ class Journal:
         self.entries += added
 
     def _write(self, lines: list[dict[str, Any]]) -> None:
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
         with self.path.open("ab") as file:
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-            file.flush()
-            os.fsync(file.fileno())
+            before = file.tell()
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:  # a full disk: no half line stays for others to stumble over
+                with suppress(OSError):
+                    os.truncate(self.path, before)
+                raise
 
     def remove(self) -> None:
         """Delete it: its entries are in a product now."""
@@ -50,9 +58,23 @@ class Journal:
 
 
 def read_entries(path: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of a journal that another process may be writing; nothing if it is not about `head`."""
-    lines, _ = _whole_lines(path)
+    """The entries of a journal whose entries stand each for itself; nothing if it is not about `head`.
+
+    Another process may be writing it. A damaged line is passed over.
+    """
+    try:
+        lines = [entry for line in path.read_bytes().split(b"\n")[:-1] if (entry := _entry(line)) is not None]
+    except FileNotFoundError:
+        return []
     return lines[1:] if lines and lines[0] == json.loads(json.dumps({"head": head})) else []
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -64,11 +86,8 @@ def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     found: list[dict[str, Any]] = []
     size = 0
     for line in content.split(b"\n")[:-1]:  # what comes after the last newline is not whole
-        try:
-            entry = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            entry = None
-        if not isinstance(entry, dict):
+        entry = _entry(line)
+        if entry is None:
             break
         found.append(entry)
         size += len(line) + 1
