@@ -123,7 +123,7 @@ def test_a_draw_counts_half_and_a_failed_annotation_is_left_out() -> None:
 
 
 def test_annotations_that_all_failed_have_no_win_rate() -> None:
-    (failed,) = metrics([annotated(None)] * 4)
+    (failed,) = metrics([annotated(None) for _ in range(4)])
     assert (failed.name, failed.value, failed.n) == ("failed_rate", 1, 4)
     assert failed.bound == pytest.approx(0.05 ** (1 / 4))
 
