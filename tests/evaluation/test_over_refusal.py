@@ -89,7 +89,7 @@ def test_another_dataset_in_that_form_can_be_named(xstest: Path) -> None:
     found = data(benchmark_of(data=["somebody/XSTest"]), str(xstest))
     assert len(found.questions) == 6
     assert list(found.inputs) == ["somebody/XSTest"]
-    with pytest.raises(InputError, match=r"Paul/XSTest: cannot be read"):
+    with pytest.raises(InputError, match=r"Paul/XSTest: is neither in the mirror"):
         data(benchmark_of(), str(xstest))
 
 

@@ -360,5 +360,5 @@ def test_a_split_or_config_that_is_not_there_is_a_fault(mirror: Path, config: st
 
 
 def test_a_dataset_that_is_not_there_is_a_fault_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nobody/nothing: cannot be read: .*set hub\.mirror=DIR"):
+    with pytest.raises(InputError, match=r"nobody/nothing: is neither in the mirror .*set hub\.mirror=DIR"):
         read_rows("nobody/nothing", None, "train", str(tmp_path))

@@ -193,7 +193,7 @@ def test_what_is_wrong_with_several_is_told_together(tmp_path: Path) -> None:
     found = refused(no_config, empty, make(tmp_path / "fine"), "nobody/nothing")
     assert found[0] == f"adapter={no_config}: has no adapter_config.json"
     assert found[1] == f"adapter={empty}: has no adapter_config.json and no adapter_model.safetensors"
-    assert found[2].startswith("adapter=nobody/nothing: is neither a folder, in the mirror")
+    assert found[2].startswith("adapter=nobody/nothing: is neither a folder, in the hub's cache nor reachable")
     assert len(found) == 3
 
 

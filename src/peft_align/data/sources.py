@@ -18,7 +18,7 @@ from peft_align.config.schema import Dataset, Preference
 from peft_align.data import beavertails, everyday, hh_rlhf
 from peft_align.data.pairs import Counts, Message, Pair
 from peft_align.errors import Fault, InputError
-from peft_align.store.hub import dataset_folder, fetch_snapshot, names_below
+from peft_align.store.hub import dataset_folder, find_repository, names_below
 from peft_align.store.records import Digests, digest_of, inventory
 
 LOADERS: Mapping[str, ModuleType] = {"hh_rlhf": hh_rlhf, "beavertails": beavertails, "everyday": everyday}
@@ -88,15 +88,7 @@ def _folder(dataset: Dataset, mirror: str | None, subset: str | None) -> tuple[P
         return local, None
     assert dataset.hub_id is not None
     patterns = [f"{subset}/*", "README.md"] if subset else None
-    try:
-        return fetch_snapshot(dataset.hub_id, dataset.revision, "dataset", patterns)
-    except (OSError, ValueError) as error:
-        name = f"{dataset.hub_id}@{dataset.revision}" if dataset.revision else dataset.hub_id
-        looked = f"the mirror {mirror} and " if mirror else ""
-        reason = str(error).splitlines()[0][:200]
-        raise InputError(
-            [Fault(name, f"is neither in {looked}the hub's cache nor reachable: {reason}", "set hub.mirror=DIR")]
-        ) from None
+    return find_repository(dataset.hub_id, dataset.revision, "dataset", mirror, patterns=patterns)
 
 
 def _read(dataset: Dataset, folder: Path, subset: str | None, split: str) -> tuple[Any, dict[str, dict[str, Any]]]:

@@ -159,6 +159,22 @@ def first_bit(text: str) -> bool:
     return bool(hashlib.sha256(text.encode()).digest()[0] & 1)
 
 
+def ask_labels(
+    samples: Sequence[dict[str, Any]], question: str, prompt: str, labels: Sequence[str], ask: Ask
+) -> list[tuple[str | None, str | None]]:
+    """The label that the judge gives each sample's output, and its whole answer.
+
+    Args:
+        samples: what is judged.
+        question: the field of a sample that is put for {question}; its output is put for {response}.
+        prompt: the judge's.
+        labels: that the answer may hold.
+        ask: the judge.
+    """
+    asked = [[Message("user", filled(prompt, question=s[question], response=s["output"]))] for s in samples]
+    return [(label_of(answer, labels), answer) for answer in ask(asked)]
+
+
 def label_of(answer: str | None, labels: Sequence[str]) -> str | None:
     """The one label that the answer holds as [[label]]; None if it holds none, or several different ones."""
     found = {label for label in labels if f"[[{label}]]" in (answer or "")}

@@ -13,7 +13,7 @@ from peft_align.config.judges import Classifier, LocalLM
 from peft_align.data.pairs import Message
 from peft_align.errors import Fault, InputError
 from peft_align.evaluation.judges import Keep, TextScore
-from peft_align.store.hub import fetch_snapshot, mirrored
+from peft_align.store.hub import find_repository
 
 SCORED_AT_A_TIME = 1024  # texts given to the wheel's scorer at a time
 
@@ -27,32 +27,18 @@ class LanguageModel:
 
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+        from transformers import BitsAndBytesConfig
 
-        from peft_align.models.loading import DTYPES, device, keep_quantized_weights
-        from peft_align.models.tokenizer import load_tokenizer
+        from peft_align.models.loading import DTYPES, keep_quantized_weights, load_causal_lm
 
         folder = find_folder(self.judge.hub_id, self.judge.revision, self.mirror)
         quantized = self.judge.precision == "nf4"
         how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4") if quantized else None
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=DTYPES["bf16" if quantized else self.judge.precision],
-                quantization_config=how,
-                device_map={"": device()},
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
-            tokenizer = load_tokenizer(folder)
-        except (OSError, ValueError, KeyError) as error:
-            raise cannot_load(folder, error) from None
+        model, tokenizer = load_causal_lm(folder, DTYPES["bf16" if quantized else self.judge.precision], how)
         if tokenizer.chat_template is None:
             what = "has no chat template: it cannot be asked"
             raise InputError([Fault(str(folder), what, "name a chat model in judge.hub_id")])
         keep_quantized_weights(model)
-        model.eval()
         return model, tokenizer
 
     def ask(self, questions: list[list[Message]], keep: Keep) -> None:
@@ -86,7 +72,7 @@ def classifier(judge: Classifier, mirror: str | None) -> Callable[[Sequence[str]
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from peft_align.models.loading import DTYPES, device
+    from peft_align.models.loading import DTYPES, cannot_load, device
 
     folder = find_folder(judge.hub_id, judge.revision, mirror)
     try:
@@ -169,19 +155,4 @@ def profanity() -> Callable[[Sequence[str]], list[TextScore]]:
 
 def find_folder(hub_id: str, revision: str | None, mirror: str | None) -> Path:
     """The folder of a judge's model: the user's own, the mirror's, or the hub's. Raises InputError."""
-    own = Path(hub_id).expanduser()
-    if own.is_dir():
-        return own
-    found = mirrored(mirror, hub_id, revision)
-    if found is not None:
-        return found
-    try:
-        return fetch_snapshot(hub_id, revision, "model")[0]
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        what = f"is neither a folder, in the mirror, in the hub's cache nor reachable: {reason}"
-        raise InputError([Fault(f"judge.hub_id={hub_id}", what, "set hub.mirror=DIR")]) from None
-
-
-def cannot_load(folder: Path, error: Exception) -> InputError:
-    return InputError([Fault(str(folder), f"cannot be loaded: {str(error).splitlines()[0][:300]}")])
+    return find_repository(hub_id, revision, "model", mirror, where=f"judge.hub_id={hub_id}")[0]

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_align.config.benchmarks import RedInstruct
-from peft_align.data.pairs import Message
 from peft_align.errors import Fault, InputError
-from peft_align.evaluation.judges import Ask, filled, label_of
+from peft_align.evaluation.judges import Ask, ask_labels
 from peft_align.evaluation.scores import Metric, Scores, rate_metric
 from peft_align.evaluation.texts import Data, Question, Sample, length_metrics, source_of
 from peft_align.grid.benchmarks import red_instruct_files
@@ -66,17 +65,16 @@ def judge(benchmark: RedInstruct, samples: Sequence[Sample], prompt: str, ask: A
         prompt: the judge's, with {question} and {response}.
         ask: gives the judge's answer to each dialogue.
     """
-    questions = [
-        [Message("user", filled(prompt, question=sample["harmful_question"], response=sample["output"]))]
-        for sample in samples
-    ]
+    meaning = {HARMFUL: "harmful", HARMLESS: "not harmful"}
     judged = [
         {
             **{name: sample[name] for name in ("id", "question", "harmful_question", "prompt", "output")},
-            "label": {HARMFUL: "harmful", HARMLESS: "not harmful"}.get(label_of(answer, (HARMFUL, HARMLESS)) or ""),
+            "label": meaning.get(label or ""),
             "answer": answer,
         }
-        for sample, answer in zip(samples, ask(questions), strict=True)
+        for sample, (label, answer) in zip(
+            samples, ask_labels(samples, "harmful_question", prompt, tuple(meaning), ask), strict=True
+        )
     ]
     return Scores(metrics([sample["label"] for sample in judged], [sample["question"] for sample in judged]), judged)
 

@@ -16,7 +16,7 @@ from peft_align.data.templates import STOPS
 from peft_align.data.tokenization import cut_prompt, prompt_ids
 from peft_align.errors import Fault, InputError
 from peft_align.evaluation.scores import Metric, mean_metric, rate_metric
-from peft_align.store.hub import fetch_snapshot, mirrored, names_below
+from peft_align.store.hub import find_repository, names_below
 from peft_align.store.journal import Journal
 from peft_align.store.records import Digests, digest_of, inventory
 
@@ -151,11 +151,9 @@ def read_rows(
     """
     import datasets
 
-    folder = mirrored(mirror, repo)
+    patterns = [f"{config}*", "README.md"] if config else None
+    folder, _ = find_repository(repo, None, "dataset", mirror, patterns=patterns)
     try:
-        if folder is None:
-            patterns = [f"{config}*", "README.md"] if config else None
-            folder, _ = fetch_snapshot(repo, None, "dataset", patterns)
         if config and (folder / f"{config}.json").is_file():
             name = f"{config}.json"
             return json.loads((folder / name).read_text(encoding="utf-8")), {repo: source_of(folder, [name])}

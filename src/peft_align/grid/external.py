@@ -10,7 +10,7 @@ from pathlib import Path
 from peft_align.config.identity import base_identity, base_label, short_hash, slug
 from peft_align.errors import Fault, InputError
 from peft_align.grid.runs import Run, Sweep
-from peft_align.store.hub import fetch_snapshot, mirrored
+from peft_align.store.hub import find_repository
 from peft_align.store.records import Digests, digest_of, inventory
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -59,15 +59,7 @@ def _run(like: Run, given: str, folder: Path) -> Run:
 
 def find_adapter(given: str, mirror: str | None) -> Path:
     """The folder of an adapter, fetched from the hub where it is not here. Raises InputError."""
-    own = Path(given).expanduser()
-    folder = own.absolute() if own.is_dir() else mirrored(mirror, given)
-    if folder is None:
-        try:
-            folder, _ = fetch_snapshot(given, None, "model", FILES)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0][:200]
-            what = f"is neither a folder, in the mirror, in the hub's cache nor reachable: {reason}"
-            raise InputError([Fault(f"adapter={given}", what)]) from None
+    folder, _ = find_repository(given, None, "model", mirror, where=f"adapter={given}", patterns=FILES)
     absent = [name for name in FILES if not (folder / name).is_file()]
     if absent:
         pickled = (folder / "adapter_model.bin").is_file() and WEIGHTS in absent

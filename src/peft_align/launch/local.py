@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -157,7 +157,7 @@ class LocalLauncher:
         if "judge" in self.stages:
             made = {item.run.id for item in makers}
             groups_of_texts = [*(job.items for job in jobs), [item for item in items if item.run.id not in made]]
-            jobs += [judging for members in groups_of_texts for judging in _judging(members)]
+            jobs += [judging for members in groups_of_texts for judging in _judging(members, made)]
         return jobs
 
     def _start(self, job: Job, gpus: Sequence[str], workers: int) -> None:
@@ -248,14 +248,14 @@ class LocalLauncher:
         print(summary(Counter(state.state for state in self._states)), flush=True)
 
 
-def _judging(items: Sequence[Item]) -> Iterator[Job]:
-    """For each judge of what is, or is going to be, generated of these runs, the judging after it."""
+def _judging(items: Sequence[Item], made: Collection[str]) -> Iterator[Job]:
+    """For each judge of these runs, the judging of what is not judged; of those that are `made` now, of everything."""
     judges: dict[tuple[str, bool], list[Item]] = {}
     for item in items:
         unjudged = {judgement.option for judgement, _ in item.unjudged}
         kinds = {option: judge.kind for scoring in item.run.scorings for _, option, judge in scoring.judges}
         for option, kind in sorted(kinds.items()):
-            if option in unjudged or item.to_make or item.missing:
+            if option in unjudged or item.run.id in made:
                 judges.setdefault((option, kind != "openai"), []).append(item)
     for (option, device), members in judges.items():
         after = frozenset(item.run.id for item in members)

@@ -16,7 +16,7 @@ from peft_align.config.identity import short_hash
 from peft_align.config.schema import Config, Model, Shape
 from peft_align.errors import Fault, InputError
 from peft_align.models.tokenizer import load_tokenizer
-from peft_align.store.hub import fetch_snapshot, model_folder
+from peft_align.store.hub import find_repository, model_folder
 from peft_align.store.records import Digests, cache_dir, digest_of, inventory, sync_tree, write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -86,12 +86,32 @@ def load_base(config: Config, *, dequantized: bool = False) -> Base:
             bnb_4bit_use_double_quant=peft.double_quantization,
             bnb_4bit_compute_dtype=compute,
         )
+    dtype = compute if quantization else DTYPES[peft.base_precision]
+    model, tokenizer = load_causal_lm(folder, dtype, quantization, config.model.attention)
+    if dequantized and quantization:
+        model = model.dequantize(dtype=compute)
+    keep_quantized_weights(model)
+    model.requires_grad_(False)
+    files = inventory(folder, identifying_files(folder), Digests())
+    name = config.model.hub_id or f"random-{config.model.shape.layers}x{config.model.shape.hidden}"
+    source = {"name": name, "commit": commit, "files": files, "digest": digest_of(files)}
+    return Base(model, tokenizer, folder, source, dequantized)
+
+
+def load_causal_lm(
+    folder: Path, dtype: torch.dtype, quantization: BitsAndBytesConfig | None, attention: str = "sdpa"
+) -> tuple[Any, Any]:
+    """A model in evaluation mode and its tokenizer. Safetensors only; no code of the repository is run.
+
+    Raises:
+        InputError: they cannot be read.
+    """
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=compute if quantization else DTYPES[peft.base_precision],
+            dtype=dtype,
             quantization_config=quantization,
-            attn_implementation=config.model.attention,
+            attn_implementation=attention,
             device_map={"": device()},
             use_safetensors=True,
             trust_remote_code=False,
@@ -99,16 +119,14 @@ def load_base(config: Config, *, dequantized: bool = False) -> Base:
         )
         tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError([Fault(str(folder), f"cannot be loaded: {str(error).splitlines()[0][:300]}")]) from None
-    if dequantized and quantization:
-        model = model.dequantize(dtype=compute)
-    keep_quantized_weights(model)
-    model.requires_grad_(False)
+        raise cannot_load(folder, error) from None
     model.eval()
-    files = inventory(folder, identifying_files(folder), Digests())
-    name = config.model.hub_id or f"random-{config.model.shape.layers}x{config.model.shape.hidden}"
-    source = {"name": name, "commit": commit, "files": files, "digest": digest_of(files)}
-    return Base(model, tokenizer, folder, source, dequantized)
+    return model, tokenizer
+
+
+def cannot_load(folder: Path, error: Exception) -> InputError:
+    """What to tell people of weights that cannot be read."""
+    return InputError([Fault(str(folder), f"cannot be loaded: {str(error).splitlines()[0][:300]}")])
 
 
 def keep_quantized_weights(model: Any) -> None:
@@ -138,18 +156,7 @@ def find_model(model: Model, mirror: str | None) -> tuple[Path, str | None]:
     if model.source == "cache":
         raise InputError([missing_from_cache(model)])
     assert model.hub_id is not None
-    try:
-        return fetch_snapshot(model.hub_id, model.revision, "model")
-    except (OSError, ValueError) as error:
-        looked = f"the mirror {mirror} nor " if mirror else ""
-        reason = str(error).splitlines()[0][:200]
-        raise InputError(
-            [
-                Fault(
-                    model.hub_id, f"is neither in {looked}the hub's cache nor reachable: {reason}", "set hub.mirror=DIR"
-                )
-            ]
-        ) from None
+    return find_repository(model.hub_id, model.revision, "model", mirror)
 
 
 def missing_from_cache(model: Model) -> Fault:

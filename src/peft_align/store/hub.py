@@ -12,6 +12,7 @@ from pathlib import Path
 
 from peft_align.config.identity import short_hash
 from peft_align.config.schema import Dataset, Model
+from peft_align.errors import Fault, InputError
 from peft_align.store.records import cache_dir
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # never pickles
@@ -68,6 +69,41 @@ def is_here(repo_id: str, revision: str | None, kind: str, mirror: str | None) -
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
     return any((cache / f"{kind}s--{repo_id.replace('/', '--')}" / "snapshots").glob("*/*"))
+
+
+def find_repository(
+    repo_id: str,
+    revision: str | None,
+    kind: str,
+    mirror: str | None,
+    *,
+    where: str | None = None,
+    patterns: list[str] | None = None,
+) -> tuple[Path, str | None]:
+    """The folder of a repository, in the mirror or from the hub, and its commit if it is the hub's.
+
+    Args:
+        repo_id: the repository; with `where`, a folder of the user's own will do.
+        revision: None is unpinned.
+        kind: "dataset" or "model".
+        mirror: folder that is looked into first.
+        where: what the user named it by, for the fault.
+        patterns: the files that are needed; None: all of a dataset, what loads of a model.
+
+    Raises:
+        InputError: it is not here and cannot be fetched.
+    """
+    own = Path(repo_id).expanduser()
+    found = own.absolute() if where and own.is_dir() else mirrored(mirror, repo_id, revision)
+    if found is not None:
+        return found, None
+    try:
+        return fetch_snapshot(repo_id, revision, kind, patterns)
+    except (OSError, ValueError) as error:
+        name = f"{repo_id}@{revision}" if revision else repo_id
+        looked = ("a folder, " if where else "") + (f"in the mirror {mirror}, " if mirror else "")
+        what = f"is neither {looked}in the hub's cache nor reachable: {str(error).splitlines()[0][:200]}"
+        raise InputError([Fault(where or name, what, "set hub.mirror=DIR")]) from None
 
 
 def fetch_snapshot(
