@@ -16,9 +16,9 @@ from __future__ import annotations
 import sys
 
 from peft_align.cli import FAILED, ask, run_verb
+from peft_align.grid.needs import check_inputs
 from peft_align.report import write_report
 from peft_align.store.sweeps import write_manifest
-from peft_align.sweep import check_inputs
 
 
 def verb(argv: list[str]) -> int:

@@ -28,8 +28,8 @@ from peft_align.cli import Asked, ask, resolved, run_verb
 from peft_align.config.benchmarks import Generated
 from peft_align.config.schema import Dataset, Model
 from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, human_time, seconds_left
+from peft_align.grid.needs import not_here, unready
 from peft_align.grid.planner import Item
-from peft_align.sweep import not_here, unready
 
 KINDS = ("train", "merge", "baseline")
 SHOWN_REASONS = 12

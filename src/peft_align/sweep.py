@@ -18,25 +18,15 @@ exit code: 0 all done, 1 a run failed, 2 bad input (nothing was started), 130 in
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from peft_align.cli import FAILED, ask, resolved, run_verb
-from peft_align.config.benchmarks import PAIRED, RedInstruct
-from peft_align.config.judges import ANSWERING, Classifier, Endpoint, LocalLM, Profanity
-from peft_align.errors import Fault, InputError
-from peft_align.grid.benchmarks import judge_prompt, no_prompt, red_instruct_files
-from peft_align.grid.planner import Item
+from peft_align.grid.needs import check_inputs
 from peft_align.report import write_report
-from peft_align.store.hub import is_here, model_folder
-from peft_align.store.records import cache_dir
 from peft_align.store.runs import RunDir
 from peft_align.store.sweeps import write_manifest
 
-STAGES = ("train", "merge", "evaluate", "judge")
 LOG_TAIL = 15  # lines shown of a failed run's log
 
 
@@ -71,98 +61,6 @@ def verb(argv: list[str]) -> int:
     if failed:
         print(f"\n{len(failed)} of {len(items)} runs are not done; the same command tries them again.")
     return FAILED if failed else 0
-
-
-def check_inputs(items: Sequence[Item], stages: Collection[str] = STAGES) -> None:
-    """Before anything starts: what is needed is here, or on the hub if that may be asked. Raises InputError.
-
-    Args:
-        items: what is to be done.
-        stages: of them.
-    """
-    faults = unready(items, stages)
-    for (kind, repo), why in not_here(items, stages).items() if offline() else ():
-        what = f"the {kind} {repo} is neither in the mirror nor in the hub's cache, and the hub is switched off"
-        faults.append(Fault(why, what, "set hub.mirror=DIR to a folder that has it"))
-    if faults:
-        raise InputError(faults)
-
-
-def unready(items: Sequence[Item], stages: Collection[str] = STAGES) -> list[Fault]:
-    """What is missing on this machine that the hub does not provide: folders, packages, prompts, keys."""
-    faults: list[Fault] = []
-    for item in items:
-        config = item.run.config
-        mirror = config.hub.mirror
-        if mirror is not None and not Path(mirror).expanduser().is_dir():
-            faults.append(Fault(f"hub.mirror={mirror}", "is not a folder"))
-            continue
-        needs_base = set(stages) != {"judge"}
-        if needs_base and config.model.source == "cache" and model_folder(config.model, mirror) is None:
-            what = f"{config.model.hub_id} is not in the cache ({cache_dir() / 'models'})"
-            hint = "make it once: python scripts/fetch_smollm2.py"
-            faults.append(Fault(f"model={item.run.choices['model']}", what, hint))
-        faults += _unready_benchmarks(item) if "evaluate" in stages else ()
-        faults += _unready_judges(item) if "judge" in stages else ()
-    return list(dict.fromkeys(faults))
-
-
-def _unready_benchmarks(item: Item) -> Iterator[Fault]:
-    for request, _ in item.missing:
-        config = request.config
-        if isinstance(config, RedInstruct):
-            files = red_instruct_files(config, item.run.config.hub.mirror)
-            if isinstance(files, Fault):
-                yield files
-        absent = [name for name in getattr(config, "packages", None) or () if find_spec(name) is None]
-        if absent:
-            needs = f"needs {', '.join(absent)}"
-            yield Fault(f"benchmark {request.benchmark}", needs, f"pip install {' '.join(absent)}")
-
-
-def _unready_judges(item: Item) -> Iterator[Fault]:
-    for judgement, _ in item.unjudged:
-        name, option, judge = judgement.request.benchmark, judgement.option, judgement.judge
-        if judge.kind in ANSWERING and judge_prompt(judgement.request.config) is None:
-            yield no_prompt(name, judgement.request.config)
-        if isinstance(judge, Endpoint) and judge.api_key_env and not os.environ.get(judge.api_key_env):
-            what = f"the environment variable {judge.api_key_env} is not set"
-            yield Fault(f"judge={option}", what, "set it, or leave the judging for later: judge=none")
-        if isinstance(judge, Profanity) and find_spec("profanity_check") is None:
-            what = "the package alt-profanity-check is not installed"
-            yield Fault(f"judge={option}", what, "pip install 'peft-align[profanity]'")
-
-
-def not_here(items: Sequence[Item], stages: Collection[str] = STAGES) -> dict[tuple[str, str], str]:
-    """What the hub must provide for what is to be done: (dataset or model, repository) -> which option needs it."""
-    needed: dict[tuple[str, str, str | None, str | None], str] = {}
-    for item in items:
-        config, choices, mirror = item.run.config, item.run.choices, item.run.config.hub.mirror
-        missing = item.missing if "evaluate" in stages else ()
-        if config.model.source == "hub" and (item.to_make or item.to_save or missing):
-            needed["model", str(config.model.hub_id), config.model.revision, mirror] = f"model={choices['model']}"
-        used = [(config.dataset, choices["dataset"])] if item.run.kind == "train" and item.to_make else []
-        for request, _ in missing:
-            if request.config.kind in PAIRED:
-                used.append((request.scoring.dataset, request.scoring.dataset_name))
-            needed |= {
-                ("dataset", repo, None, mirror): f"benchmark {request.benchmark}" for repo in request.config.data
-            }
-        for judgement, _ in item.unjudged if "judge" in stages else ():
-            judge = judgement.judge
-            if isinstance(judge, (Classifier, LocalLM)) and not Path(judge.hub_id).expanduser().is_dir():
-                needed["model", judge.hub_id, judge.revision, mirror] = f"judge={judgement.option}"
-        needed |= {("dataset", d.hub_id, d.revision, mirror): f"dataset={name}" for d, name in used if d.hub_id}
-    return {
-        (kind, repo): why
-        for (kind, repo, revision, mirror), why in needed.items()
-        if not is_here(repo, revision, kind, mirror)
-    }
-
-
-def offline() -> bool:
-    """Whether the user forbade the hub."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
 def tail(path: Path, lines: int = LOG_TAIL) -> str:

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from peft_align.cli import FAILED, ask, resolved, run_verb
 from peft_align.errors import Fault, InputError
+from peft_align.grid.needs import check_inputs
 from peft_align.grid.planner import Item, order
-from peft_align.sweep import check_inputs
 
 
 def verb(argv: list[str]) -> int:

@@ -11,6 +11,8 @@ from peft_align.config.judges import Judge
 from peft_align.config.schema import Config, Dataset, Evaluation, Peft, Preference
 from peft_align.grid.cells import Excluded
 
+STAGES = ("train", "merge", "evaluate", "judge")  # what is done to a run, in this order
+
 
 @dataclass(frozen=True)
 class Scoring:

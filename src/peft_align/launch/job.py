@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from peft_align.config.identity import Precision, evaluated_on, on_base
 from peft_align.errors import InputError
 from peft_align.grid.planner import Item, Judgement, Planner
-from peft_align.grid.runs import Run
+from peft_align.grid.runs import STAGES, Run
 from peft_align.grid.serialize import config_of, run_from_plain
 from peft_align.store.records import Damaged, read_json, verify, write_json
 from peft_align.store.runs import RunDir
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from peft_align.models.loading import BaseCache
 
 PR_SET_PDEATHSIG = 1
-STAGES = ("train", "merge", "evaluate", "judge")
 SOME_FAILED = 3  # not 1, with which Python ends on an error that nobody caught
 WAIT = 1.0  # seconds between looks at runs that others hold
 

@@ -20,9 +20,9 @@ from rich.live import Live
 
 from peft_align.config.schema import Local
 from peft_align.grid.planner import Item, Planner, order
-from peft_align.grid.runs import Sweep
+from peft_align.grid.runs import STAGES, Sweep
 from peft_align.grid.serialize import run_to_plain
-from peft_align.launch.job import SOME_FAILED, STAGES
+from peft_align.launch.job import SOME_FAILED
 from peft_align.launch.watch import State, line, observe, summary, table
 from peft_align.store.records import write_json
 from peft_align.store.runs import RunDir
