@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from peft_align.config.fields import operational, value
 from peft_align.config.judges import JUDGES, Classifier, Endpoint, LocalLM, NoJudge, Profanity
+from peft_align.config.launchers import LAUNCHERS, Debug, Local, Resources, Slurm
 
 
 @dataclass(frozen=True)
@@ -168,13 +169,6 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Local:
-    kind: str = operational("which launcher", choices=("local",))
-    workers: int | None = operational("worker processes; null: one a GPU, or 1", low=1)
-    threads: int | None = operational("CPU threads of a worker; null: shared out evenly", low=1)
-
-
-@dataclass(frozen=True)
 class NoTracker:
     kind: str = operational("which tracker", choices=("none",))
 
@@ -205,7 +199,8 @@ class Config:
     train: Train
     evaluation: Evaluation
     judge: NoJudge | Endpoint | LocalLM | Classifier | Profanity
-    launcher: Local
+    launcher: Local | Debug | Slurm
+    resources: Resources
     tracker: NoTracker | Wandb
     seed: int = value("seeds the adapter, the order of samples and dropout", low=0, high=2**31 - 1)
     root: str = operational("holds runs/ and sweeps/")
@@ -223,7 +218,8 @@ GROUPS: dict[str, type | dict[str, type]] = {
     "train": Train,
     "evaluation": Evaluation,
     "judge": JUDGES,
-    "launcher": {"local": Local},
+    "launcher": LAUNCHERS,
+    "resources": Resources,
     "tracker": {"none": NoTracker, "wandb": Wandb},
 }
 # The groups that make a training run what it is, and those that make any run; the others are operational.
@@ -231,6 +227,6 @@ TRAINING_GROUPS = ("dataset", "preference", "method", "model", "peft", "train")
 SCIENTIFIC_GROUPS = (*TRAINING_GROUPS, "merge")
 # Values that belong to no group, and what may only be set for a sweep as a whole.
 TOP_LEVEL = ("seed", "root", "hub")
-SWEEP_LEVEL = ("launcher", "tracker", "root", "hub")
+SWEEP_LEVEL = ("launcher", "resources", "tracker", "root", "hub")
 # The axes that make an experiment what it is; the report has a column for each.
 MAIN_AXES = ("dataset", "preference", "method", "model", "peft")

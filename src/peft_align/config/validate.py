@@ -147,6 +147,11 @@ def check(value: Any, hint: Any, rule: Rule, where: str, faults: list[Fault]) ->
             faults.append(Fault(where, f"{rule.length} values are expected, not {show(value)}", rule.doc))
             return None
         item = typing.get_args(base)[0]
+        if dataclasses.is_dataclass(item):
+            return [
+                v if isinstance(v, item) else convert(typing.cast(type, item), v, f"{where}[{i}]", faults)
+                for i, v in enumerate(value)
+            ]
         return [check(v, item, rule, f"{where}[{i}]", faults) for i, v in enumerate(value)]
     if typing.get_origin(base) is dict:
         if not isinstance(value, Mapping):

@@ -28,6 +28,7 @@ from peft_align.errors import Fault, InputError, suggest
 from peft_align.grid.benchmarks import find_benchmark, find_judge, lm_eval_has
 from peft_align.grid.cells import Cell, applies, check_overrides, complete, input_cell, narrow, when_values
 from peft_align.grid.language import Block, When, check_value, load_grid, load_selection
+from peft_align.grid.resources import rule_faults
 from peft_align.grid.runs import Run, Scoring, Sweep
 
 INHERITED = ("r", "alpha", "target_modules")  # what a run takes from the adapter that it continues
@@ -60,6 +61,8 @@ def build_sweep(space: ConfigSpace, line: CommandLine) -> Sweep:
     axis_keys += ["inputs"] if any(run.kind == "merge" for run in runs) else []
     name = "+".join(grid.name for grid in grids) or "adhoc"
     config = next(iter(runs)).config
+    if faults := rule_faults(space, config.resources):
+        raise InputError(faults)
     return Sweep(name, runs, excluded, notes, tuple(dict.fromkeys(axis_keys)), config, line.words)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from peft_align.config.schema import Local
+from peft_align.config.launchers import Local
 from peft_align.grid.planner import Item, Planner, order
 from peft_align.grid.runs import STAGES, Sweep
 from peft_align.grid.serialize import run_to_plain
@@ -115,6 +115,7 @@ class LocalLauncher:
 
     @property
     def _config(self) -> Local:
+        assert isinstance(self.sweep.config.launcher, Local)
         return self.sweep.config.launcher
 
     def _held(self, item: Item) -> bool:
