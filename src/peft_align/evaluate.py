@@ -15,27 +15,20 @@ from __future__ import annotations
 
 import sys
 
-from peft_align.cli import FAILED, ask, run_verb
-from peft_align.grid.needs import check_inputs
-from peft_align.report import write_report
-from peft_align.store.sweeps import write_manifest
+from peft_align.cli import ask, run_verb
+from peft_align.grid.planner import Item
+from peft_align.work import carry_out
 
 
 def verb(argv: list[str]) -> int:
     asked = ask(argv)
-    items = asked.plan()
-    ready = [item for item in items if item.to_make is None and (item.missing or item.unjudged)]
-    untrained = sum(item.to_make is not None for item in items)
-    check_inputs(ready, ("evaluate", "judge"))
-    write_manifest(asked.folder, asked.line.words, asked.line.config_dirs, [run.id for run in asked.sweep.runs])
-    print(f"{asked.sweep.name}: {len(ready)} runs to evaluate, {untrained} not made yet", flush=True)
-    states = []
-    if ready:
-        from peft_align.launch.local import LocalLauncher
 
-        states = LocalLauncher(asked.sweep, asked.planner, asked.folder, stages=("evaluate", "judge")).run(ready)
-    print(write_report(asked, asked.plan()), end="")
-    return FAILED if any(state.state != "done" for state in states) else 0
+    def ready() -> list[Item]:
+        return [item for item in asked.plan() if item.to_make is None and (item.missing or item.unjudged)]
+
+    untrained = sum(item.to_make is not None for item in asked.plan())
+    headline = f"{asked.sweep.name}: {len(ready())} runs to evaluate, {untrained} not made yet"
+    return carry_out(asked, ready, ("evaluate", "judge"), headline)
 
 
 def main() -> int:

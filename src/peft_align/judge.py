@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import sys
 
-from peft_align.cli import FAILED, ask, run_verb
+from peft_align.cli import ask, run_verb
 from peft_align.errors import Fault, InputError
-from peft_align.grid.needs import check_inputs
-from peft_align.report import write_report
-from peft_align.store.sweeps import write_manifest
+from peft_align.grid.planner import Item
+from peft_align.work import carry_out
 
 
 def verb(argv: list[str]) -> int:
@@ -26,19 +25,13 @@ def verb(argv: list[str]) -> int:
     if not any(scoring.judges for run in asked.sweep.runs for scoring in run.scorings):
         hint = "e.g. evaluation=paper judge=gpt4"
         raise InputError([Fault("judge", "none of the benchmarks asked for has a judge", hint)])
-    items = asked.plan()
-    ready = [item for item in items if item.to_judge]
-    waiting = sum(len(item.unjudged) > len(item.to_judge) for item in items)
-    check_inputs(ready, ("judge",))
-    write_manifest(asked.folder, asked.line.words, asked.line.config_dirs, [run.id for run in asked.sweep.runs])
-    print(f"{asked.sweep.name}: {len(ready)} runs to judge, {waiting} without their texts yet", flush=True)
-    states = []
-    if ready:
-        from peft_align.launch.local import LocalLauncher
 
-        states = LocalLauncher(asked.sweep, asked.planner, asked.folder, stages=("judge",)).run(ready)
-    print(write_report(asked, asked.plan()), end="")
-    return FAILED if any(state.state == "failed" for state in states) else 0
+    def ready() -> list[Item]:
+        return [item for item in asked.plan() if item.to_judge]
+
+    waiting = sum(len(item.unjudged) > len(item.to_judge) for item in asked.plan())
+    headline = f"{asked.sweep.name}: {len(ready())} runs to judge, {waiting} without their texts yet"
+    return carry_out(asked, ready, ("judge",), headline)
 
 
 def main() -> int:

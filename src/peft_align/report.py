@@ -1,6 +1,6 @@
 """Write the result table of a sweep, results.csv, .parquet and .md in its folder, from the disk alone.
 
-usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--config-dir DIR]
+usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--config-dir DIR]
 
   Without a grid or overrides: the sweep that was started last under the root. Works while a sweep runs.
 
@@ -8,6 +8,9 @@ examples:
   python -m peft_align.report +grid=quickstart
   python -m peft_align.report +grid=main model=mistral_7b
   python -m peft_align.report root=/scratch/me/outputs
+
+flags:
+  --ended           the jobs of a cluster have ended: record why runs stopped, and say what is missing
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from pathlib import Path
 
 from peft_align.cli import Asked, ask, run_verb
 from peft_align.grid.planner import Item
+from peft_align.launch.outcome import settle
 from peft_align.reporting.table import columns, markdown, rows, write_csv, write_parquet
 from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir
@@ -46,8 +50,16 @@ def data_warnings(items: Sequence[Item], root: Path) -> list[str]:
 
 
 def verb(argv: list[str]) -> int:
-    asked = ask(argv, latest=True)
-    print(write_report(asked, asked.plan()), end="")
+    asked = ask(argv, ["--ended"], latest=True)
+    items = asked.plan()
+    left = [item for item in items if not item.done]
+    if "--ended" in asked.line.flags and left:
+        settle([RunDir(asked.root, item.run.id) for item in left])
+        items = asked.plan()
+    print(write_report(asked, items), end="")
+    for item in items if "--ended" in asked.line.flags else ():
+        if not item.done:
+            print(f"missing: {item.run.id}: {item.failure or item.why}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Show what the runs of a sweep are doing, from the disk alone.
+"""Show what the runs of a sweep are doing: from the disk, and of queued jobs from Slurm, on any login node.
 
 usage: python -m peft_align.status [+grid=NAME] [key=value ...] [--json] [--config-dir DIR]
 
@@ -17,19 +17,28 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 
 from peft_align.cli import ask, run_verb
-from peft_align.launch.watch import STATES, line, observe, summary
+from peft_align.grid.cost import human_time, seconds_left
+from peft_align.launch.follow import cluster_states
+from peft_align.launch.watch import STATES, line, summary, tail
+from peft_align.store.runs import RunDir
+
+SHOWN_LOGS = 3  # failed runs whose log's end is shown
 
 
 def verb(argv: list[str]) -> int:
     asked = ask(argv, ["--json"], latest=True)
-    states = [observe(asked.planner, item) for item in asked.plan()]
+    items = asked.plan()
+    states = cluster_states(asked.planner, items)
     counts = Counter(state.state for state in states)
+    seconds = seconds_left(asked.root, items)
     if "--json" in asked.line.flags:
         content = {"sweep": asked.sweep.name, "time": time.time(), "counts": {s: counts[s] for s in STATES}}
+        content |= {"training_seconds_left": seconds}
         print(json.dumps(content | {"runs": [asdict(state) for state in states]}, indent=1))
         return 0
     console = Console(soft_wrap=True)
@@ -37,6 +46,12 @@ def verb(argv: list[str]) -> int:
     for state in states:
         if state.state != "done":
             console.print(line(state), markup=False, highlight=False)
+    for state in [state for state in states if state.state == "failed"][:SHOWN_LOGS]:
+        log = (RunDir(asked.root, state.run_id).failure() or {}).get("log")
+        if log:
+            console.print(tail(Path(log)), markup=False, highlight=False)
+    if seconds and counts["done"] < len(states):
+        console.print(f"left: {human_time(seconds)} of training on one device", highlight=False)
     return 0
 
 

@@ -19,15 +19,11 @@ exit code: 0 all done, 1 a run failed, 2 bad input (nothing was started), 130 in
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from peft_align.cli import FAILED, ask, resolved, run_verb
-from peft_align.grid.needs import check_inputs
-from peft_align.report import write_report
+from peft_align.cli import ask, resolved, run_verb
+from peft_align.grid.runs import STAGES
 from peft_align.store.runs import RunDir
-from peft_align.store.sweeps import write_manifest
-
-LOG_TAIL = 15  # lines shown of a failed run's log
+from peft_align.work import carry_out
 
 
 def verb(argv: list[str]) -> int:
@@ -42,35 +38,9 @@ def verb(argv: list[str]) -> int:
                 if mine:
                     directory.commit_attempt()
     items = asked.plan()
-    check_inputs([item for item in items if not item.done])
-    write_manifest(asked.folder, asked.line.words, asked.line.config_dirs, [run.id for run in asked.sweep.runs])
     todo = sum(not item.done for item in items)
-    print(f"{asked.sweep.name}: {len(items)} runs, {len(items) - todo} done, {todo} to do ({asked.folder})", flush=True)
-    failed = []
-    if todo:
-        from peft_align.launch.local import LocalLauncher
-
-        states = LocalLauncher(asked.sweep, asked.planner, asked.folder).run(items)
-        failed = [state for state in states if state.state != "done"]
-        items = asked.plan()
-    for state in failed:
-        print(f"\n{state.state.upper()} {state.run_id}\n  {state.detail}")
-        print(tail(Path((RunDir(asked.root, state.run_id).failure() or {}).get("log", ""))))
-    print()
-    print(write_report(asked, items), end="")
-    if failed:
-        print(f"\n{len(failed)} of {len(items)} runs are not done; the same command tries them again.")
-    return FAILED if failed else 0
-
-
-def tail(path: Path, lines: int = LOG_TAIL) -> str:
-    """The end of a log, indented."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "  (no log)"
-    shown = [line.rpartition("\r")[2] for line in text.splitlines()[-lines:]]
-    return "\n".join([f"  the end of {path}:", *(f"  | {line}" for line in shown)])
+    headline = f"{asked.sweep.name}: {len(items)} runs, {len(items) - todo} done, {todo} to do ({asked.folder})"
+    return carry_out(asked, asked.plan, STAGES, headline)
 
 
 def main() -> int:

@@ -149,7 +149,7 @@ def check(value: Any, hint: Any, rule: Rule, where: str, faults: list[Fault]) ->
         item = typing.get_args(base)[0]
         if dataclasses.is_dataclass(item):
             return [
-                v if isinstance(v, item) else convert(typing.cast(type, item), v, f"{where}[{i}]", faults)
+                v if type(v) is item else convert(typing.cast(type, item), v, f"{where}[{i}]", faults)
                 for i, v in enumerate(value)
             ]
         return [check(v, item, rule, f"{where}[{i}]", faults) for i, v in enumerate(value)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from peft_align.config.benchmarks import PAIRED, RedInstruct
 from peft_align.config.judges import ANSWERING, Classifier, Endpoint, LocalLM, Profanity
+from peft_align.config.launchers import Slurm
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import judge_prompt, no_prompt, red_instruct_files
 from peft_align.grid.planner import Item
@@ -25,9 +26,11 @@ def check_inputs(items: Sequence[Item], stages: Collection[str] = STAGES) -> Non
         stages: of them.
     """
     faults = unready(items, stages)
-    for (kind, repo), why in not_here(items, stages).items() if offline() else ():
-        what = f"the {kind} {repo} is neither in the mirror nor in the hub's cache, and the hub is switched off"
-        faults.append(Fault(why, what, "set hub.mirror=DIR to a folder that has it"))
+    on_nodes = any(isinstance(i.run.config.launcher, Slurm) and i.run.config.launcher.offline for i in items)
+    for (kind, repo), why in not_here(items, stages).items() if offline() or on_nodes else ():
+        off = "jobs of a cluster do not ask the hub" if on_nodes else "the hub is switched off"
+        what = f"the {kind} {repo} is neither in the mirror nor in the hub's cache, and {off}"
+        faults.append(Fault(why, what, "fetch it: python -m peft_align.fetch with the same words and hub.mirror=DIR"))
     if faults:
         raise InputError(faults)
 
@@ -79,6 +82,11 @@ def _unready_judges(item: Item) -> Iterator[Fault]:
 
 def not_here(items: Sequence[Item], stages: Collection[str] = STAGES) -> dict[tuple[str, str], str]:
     """What the hub must provide for what is to be done: (dataset or model, repository) -> which option needs it."""
+    return {(kind, repo): why for (kind, repo, _), why in from_hub(items, stages).items()}
+
+
+def from_hub(items: Sequence[Item], stages: Collection[str] = STAGES) -> dict[tuple[str, str, str | None], str]:
+    """As `not_here`, with the revision."""
     needed: dict[tuple[str, str, str | None, str | None], str] = {}
     for item in items:
         config, choices, mirror = item.run.config, item.run.choices, item.run.config.hub.mirror
@@ -98,7 +106,7 @@ def not_here(items: Sequence[Item], stages: Collection[str] = STAGES) -> dict[tu
                 needed["model", judge.hub_id, judge.revision, mirror] = f"judge={judgement.option}"
         needed |= {("dataset", d.hub_id, d.revision, mirror): f"dataset={name}" for d, name in used if d.hub_id}
     return {
-        (kind, repo): why
+        (kind, repo, revision): why
         for (kind, repo, revision, mirror), why in needed.items()
         if not is_here(repo, revision, kind, mirror)
     }

@@ -1,69 +1,40 @@
 """What a worker runs: the stages of its runs, one run after the other, the base model loaded once.
 
-    python -m peft_align.launch.job JOB.json
+    python -m peft_align.launch.job JOB.json           # the runs that the file holds
+    python -m peft_align.launch.job ARRAY.json INDEX   # of a Slurm array: the runs of one line of its cell list
 
 Every run is looked at again before it is touched, so a job can be started twice, and is never wrong to start.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_align.config.identity import Precision, evaluated_on, on_base
-from peft_align.errors import InputError
 from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import STAGES, Run
 from peft_align.grid.serialize import config_of, run_from_plain
+from peft_align.launch import queue
+from peft_align.launch.outcome import Blocked, kind_of, note_end_of_earlier, reason
+from peft_align.launch.process import Stopped, asked_to_stop, die_with_parent, output_to
 from peft_align.store.records import Damaged, read_json, verify, write_json
-from peft_align.store.runs import RunDir
+from peft_align.store.runs import RunDir, this_task
 
 if TYPE_CHECKING:
     from peft_align.evaluation.judging import Judging
     from peft_align.evaluation.suite import Suite
     from peft_align.models.loading import BaseCache
 
-PR_SET_PDEATHSIG = 1
 SOME_FAILED = 3  # not 1, with which Python ends on an error that nobody caught
 WAIT = 1.0  # seconds between looks at runs that others hold
-
-
-class Stopped(SystemExit):
-    """The job was asked to stop."""
-
-
-@dataclass
-class Asked:
-    """Whether this process was asked to stop: at once, or, in training, after the step that is under way."""
-
-    by: int = 0  # the signal
-    waits: bool = False
-
-    def __call__(self, signum: int, frame: Any = None) -> None:
-        if self.by or not self.waits:
-            raise Stopped(128 + signum)
-        self.by = signum
-
-    @contextmanager
-    def after_the_step(self) -> Iterator[None]:
-        """While it lasts, the first signal is only noted."""
-        self.waits = True
-        try:
-            yield
-        finally:
-            self.waits = False
-
-
-asked_to_stop = Asked()
 
 
 @dataclass
@@ -90,6 +61,10 @@ class Worker:
             fine = self._pass(runs, logged=logged) and fine
         self.stages = everything
         return fine
+
+    def attempts(self, run_id: str) -> int:
+        """How often a run stopped by itself without getting further."""
+        return RunDir(self.root, run_id).attempts()
 
     def _pass(self, runs: Sequence[Run], *, logged: bool) -> bool:
         fine, waiting = True, list(runs)
@@ -125,13 +100,14 @@ class Worker:
             stage, item = "start", None
             try:
                 directory.commit_attempt()
+                note_end_of_earlier(directory)
                 planner = Planner(self.root, run.config.hub.mirror)
                 item = planner.item(run)
                 make = item.to_make if run.kind in self.stages else None
                 forms = item.to_save if "merge" in self.stages else ()
                 evaluates = "evaluate" in self.stages and bool(item.missing)
                 if not (make or forms or evaluates or self._to_judge(item)):
-                    return True
+                    return self._is_not_blocked(item, directory)
                 if self.stages != ("judge",):  # what failed before is none of a judge's business
                     directory.clear_state()
                 identity = {"id": run.id, "kind": run.kind, "axes": run.axes, "parents": list(run.parents)}
@@ -153,7 +129,7 @@ class Worker:
                     stage = "judge"
                     self._judge(run, directory, judgements)
             except Stopped as stop:
-                directory.fail(stage, f"stopped by signal {signal.Signals(int(stop.code or 0) - 128).name}")
+                directory.fail(stage, *stop.told)
                 raise
             except Exception as error:  # one failed run never stops the others
                 traceback.print_exc()
@@ -163,11 +139,27 @@ class Worker:
                     directory.discard_record()
                 if isinstance(error, Damaged) and stage == "judge" and item:
                     self._discard_damaged_texts(directory, item)
-                directory.fail(stage, reason(error), log=str(directory.log))
+                directory.fail(stage, reason(error), kind_of(error), log=str(directory.log))
                 return False
             finally:
                 (directory.path / "progress.json").unlink(missing_ok=True)
+            if directory.history():
+                directory.remember({"kind": "done", "stage": stage, "time": time.time(), "task": this_task()})
             return True
+
+    def _is_not_blocked(self, item: Item, directory: RunDir) -> bool:
+        """True if nothing is left to do of a run; if nothing can be, for the stage before was not done, record that."""
+        scores = "evaluate" in self.stages and bool(item.missing) and item.to_make is not None
+        judges = "judge" in self.stages and bool(item.unjudged) and not item.to_judge
+        if not (scores or judges) or (item.run.kind in self.stages):
+            return True
+        stage = "evaluate" if scores else "judge"
+        why = f"blocked: {'its adapter is not made' if item.to_make else 'its texts are not generated'}"
+        known = directory.failure()
+        directory.fail(stage, why, "blocked")
+        if known is not None:  # what it is blocked by says more
+            write_json(directory.path / "failed.json", known)
+        return False
 
     def _check_parents(self, run: Run) -> None:
         """Have the parents' products whole.
@@ -263,61 +255,48 @@ def _passes(stages: tuple[str, ...], runs: Sequence[Run]) -> list[tuple[str, ...
     return [each for each in (making, tuple(stage for stage in stages if stage not in making)) if each]
 
 
-class Blocked(RuntimeError):
-    """A run cannot start because its parent is not done."""
-
-
-def reason(error: BaseException) -> str:
-    """One line for people."""
-    if isinstance(error, InputError):
-        return str(error)
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, Blocked) else f"{type(error).__name__}: {text}"
-
-
-@contextmanager
-def output_to(path: Path) -> Iterator[None]:
-    """Everything this process prints, of C code too, goes to the end of a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
-    with path.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os.dup2(kept[0], 1)
-            os.dup2(kept[1], 2)
-            os.close(kept[0])
-            os.close(kept[1])
-
-
-def die_with_parent() -> None:
-    """On Linux, have the kernel end this process when its parent is killed: no worker goes on unseen."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main(argv: list[str]) -> int:
     """Do the runs of a job file; the exit code is 0 if none failed, SOME_FAILED if each that did is recorded so."""
-    die_with_parent()
+    in_array = len(argv) > 1
+    if not in_array:
+        die_with_parent()
     signal.signal(signal.SIGTERM, asked_to_stop)
+    signal.signal(signal.SIGUSR1, asked_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     job = read_json(Path(argv[0]))
     if job is None:
         print(f"{argv[0]} is not a job file", file=sys.stderr)
         return 2
+    runs = job["runs"] if not in_array else _of_array(Path(argv[0]).parent, job, int(argv[1]))
     if job["threads"]:
         import torch
 
         torch.set_num_threads(job["threads"])
     judges = None if job["judges"] is None else tuple(job["judges"])
     worker = Worker(Path(job["root"]), job["sweep"], tuple(job["stages"]), judges)
-    return 0 if worker.work([run_from_plain(plain) for plain in job["runs"]], logged=True) else SOME_FAILED
+    try:
+        return 0 if worker.work([run_from_plain(plain) for plain in runs], logged=True) else SOME_FAILED
+    except Stopped as stop:
+        task = this_task()
+        if task and stop.signal == signal.SIGUSR1:
+            tired = [plain["id"] for plain in runs if worker.attempts(plain["id"]) >= job.get("attempts", 1)]
+            if not tired:
+                queue.requeue(task)
+            else:
+                print(f"not queued again: {', '.join(tired)} got no further in {job['attempts']} attempts", flush=True)
+        raise
+
+
+def _of_array(folder: Path, job: dict[str, Any], index: int) -> list[dict[str, Any]]:
+    """The runs of one line of an array's cell list."""
+    lines = (folder / job["cells"]).read_text(encoding="utf-8").splitlines()
+    known = read_json(folder / job["runs"]) or {}
+    wanted = lines[index].split() if index < len(lines) else []
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        told = f"{job['runs']} has no {unknown[0]}" if unknown else f"{job['cells']} has no line {index}"
+        raise SystemExit(f"{folder}: {told}")
+    return [known[name] for name in wanted]
 
 
 if __name__ == "__main__":

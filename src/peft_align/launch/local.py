@@ -23,6 +23,7 @@ from peft_align.grid.planner import Item, Planner, order
 from peft_align.grid.runs import STAGES, Sweep
 from peft_align.grid.serialize import run_to_plain
 from peft_align.launch.job import SOME_FAILED
+from peft_align.launch.outcome import note_end_of_earlier
 from peft_align.launch.watch import State, line, observe, summary, table
 from peft_align.store.records import write_json
 from peft_align.store.runs import RunDir
@@ -85,7 +86,10 @@ class LocalLauncher:
         todo = [item for item in items if not item.done or item.run.id in remade]
         self._again = {item.run.id for item in todo if item.done}
         for item in todo:  # an earlier failure is tried again
-            RunDir(self.planner.root, item.run.id).clear_state() if not self._held(item) else None
+            directory = RunDir(self.planner.root, item.run.id)
+            if not directory.is_locked():
+                note_end_of_earlier(directory)
+                directory.clear_state()
         gpus = visible_gpus()
         workers = self._config.workers or max(1, len(gpus))
         waiting = self._jobs(todo, workers)
@@ -206,12 +210,12 @@ class LocalLauncher:
         for directory in directories.values():
             progress = directory.progress()
             if progress is not None and progress.get("pid") == job.process.pid:
-                directory.fail(str(progress["stage"]), died, log=str(directory.log))
+                directory.fail(str(progress["stage"]), died, _kind(code), log=str(directory.log))
         left = [i for i in job.items if directories[i.run.id].failure() is None and self._has_work(job, i)]
         if len(left) < len(job.items):
             return [replace(job, items=left, process=None, slot=None, log=None)] if left else []
         for item in left:  # it never came to a run: another worker would not either
-            directories[item.run.id].fail("start", died, log=str(job.log))
+            directories[item.run.id].fail("start", died, _kind(code), log=str(job.log))
         return []
 
     def _has_work(self, job: Job, item: Item) -> bool:
@@ -247,6 +251,11 @@ class LocalLauncher:
 
         yield plain
         print(summary(Counter(state.state for state in self._states)), flush=True)
+
+
+def _kind(code: int) -> str:
+    """How the record of a run calls the death of its worker."""
+    return "killed" if code == -signal.SIGKILL else "failed"
 
 
 def _judging(items: Sequence[Item], made: Collection[str]) -> Iterator[Job]:

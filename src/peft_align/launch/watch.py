@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -17,7 +18,9 @@ from peft_align.grid.cost import human_time
 from peft_align.grid.planner import Item, Planner
 from peft_align.store.runs import RunDir
 
-STATES = ("done", "running", "waiting", "failed", "lost")
+STATES = ("done", "running", "pending", "waiting", "blocked", "failed", "lost")
+ENDED_BADLY = ("blocked", "failed", "lost")
+LOG_TAIL = 15  # lines shown of a failed run's log
 SHOWN = 24  # rows of the live table
 
 
@@ -44,7 +47,8 @@ def observe(planner: Planner, item: Item) -> State:
         return State(item.run.id, "lost", f"{progress.get('stage', '')}: its process is gone")
     failure = directory.failure()
     if failure is not None:
-        return State(item.run.id, "failed", f"{failure['stage']}: {failure['reason']}")
+        name = "blocked" if failure.get("kind") == "blocked" else "failed"
+        return State(item.run.id, name, f"{failure['stage']}: {failure['reason']}")
     fresh = item if item.done else planner.item(item.run)
     return State(item.run.id, "done" if fresh.done else "waiting", fresh.why)
 
@@ -67,12 +71,12 @@ def running(run_id: str, progress: dict[str, Any]) -> State:
 def table(states: Sequence[State], started: float) -> RenderableType:
     """The live table: a bar, the counts, then what runs and what failed."""
     counts = Counter(state.state for state in states)
-    shown = [s for s in states if s.state == "running"] + [s for s in states if s.state in ("failed", "lost")]
+    shown = [s for s in states if s.state == "running"] + [s for s in states if s.state in ENDED_BADLY]
     rows = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("run", "state", "step", "loss", "speed", "ETA", ""):
         rows.add_column(column, no_wrap=column != "", overflow="ellipsis")
     for s in shown[:SHOWN]:
-        style = "red" if s.state in ("failed", "lost") else ""
+        style = "red" if s.state in ENDED_BADLY else ""
         detail = "" if s.state == "running" else s.detail
         label = s.detail if s.state == "running" else s.state
         rows.add_row(Text(s.run_id), Text(label, style), s.step, s.loss, s.speed, s.eta, Text(detail, style))
@@ -91,3 +95,13 @@ def line(state: State) -> str:
     parts = [state.detail, state.step and f"step {state.step}", state.loss and f"loss {state.loss}", state.speed]
     parts.append(f"ETA {state.eta}" if state.eta else "")
     return f"{state.state:8} {state.run_id}  {'  '.join(filter(None, parts))}".rstrip()
+
+
+def tail(path: Path, lines: int = LOG_TAIL) -> str:
+    """The end of a log, indented."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "  (no log)"
+    shown = [line.rpartition("\r")[2] for line in text.splitlines()[-lines:]]
+    return "\n".join([f"  the end of {path}:", *(f"  | {line}" for line in shown)])

@@ -13,6 +13,7 @@ from typing import Any
 
 from peft_align import __version__
 from peft_align.grid.planner import installed
+from peft_align.store.code import code_digest
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "lm_eval", "hydra-core")
 
@@ -24,6 +25,7 @@ def provenance() -> dict[str, Any]:
     cuda = torch is not None and torch.cuda.is_available()
     return {
         "peft_align": __version__,
+        "code": code_digest(),
         "git": git_state(Path(__file__).parents[1]),
         "python": sys.version.split()[0],
         "packages": {name: installed(name) for name in PACKAGES},

@@ -6,6 +6,7 @@ Nothing here imports torch or reaches the network; `fetch_snapshot` does, when a
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 from peft_align.config.identity import short_hash
 from peft_align.config.schema import Dataset, Model
 from peft_align.errors import Fault, InputError
-from peft_align.store.records import cache_dir
+from peft_align.store.records import cache_dir, read_json, sync_tree, write_json
 
+FETCHED = ".fetched.json"  # in a mirror's folder: which commit it is
 WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # never pickles
 
 
@@ -96,7 +98,7 @@ def find_repository(
     own = Path(repo_id).expanduser()
     found = own.absolute() if where and own.is_dir() else mirrored(mirror, repo_id, revision)
     if found is not None:
-        return found, None
+        return found, (read_json(found / FETCHED) or {}).get("commit")
     try:
         return fetch_snapshot(repo_id, revision, kind, patterns)
     except (OSError, ValueError) as error:
@@ -104,6 +106,26 @@ def find_repository(
         looked = ("a folder, " if where else "") + (f"in the mirror {mirror}, " if mirror else "")
         what = f"is neither {looked}in the hub's cache nor reachable: {str(error).splitlines()[0][:200]}"
         raise InputError([Fault(where or name, what, "set hub.mirror=DIR")]) from None
+
+
+def fetch_into(mirror: Path, repo_id: str, revision: str | None, kind: str) -> Path:
+    """Download a repository into its place in a mirror, as a whole; returns its folder, which says its commit.
+
+    Raises:
+        OSError, ValueError: as huggingface_hub does, when it is not reachable.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    place = mirror / (f"{repo_id}@{revision}" if revision else repo_id)
+    fresh = place.with_name(f".{place.name}.part")  # kept when interrupted: the next call goes on
+    commit = HfApi().repo_info(repo_id, revision=revision, repo_type=kind).sha
+    allowed = list(WEIGHT_PATTERNS) if kind == "model" else None
+    snapshot_download(repo_id, revision=commit, repo_type=kind, allow_patterns=allowed, local_dir=fresh)
+    shutil.rmtree(fresh / ".cache", ignore_errors=True)
+    write_json(fresh / FETCHED, {"repo": repo_id, "kind": kind, "revision": revision, "commit": commit})
+    sync_tree(fresh)
+    fresh.replace(place)
+    return place
 
 
 def fetch_snapshot(

@@ -10,17 +10,19 @@ runs/<id>/
     merge.json, merged/<form>/   of a merge: its recipe, which is the product, and what was saved of it besides
     evaluations/<name>/          samples.jsonl.gz, and record.json written last
     progress.json, failed.json   what happens now; why it stopped
+    history.jsonl                one line for each time that it stopped, or came to its end after that
     train.log                    what the job printed
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,10 @@ from peft_align.store.records import Damaged, read_json, verify, write_json
 
 FORMAT = 1  # of the records; one of another format is taken for absent
 PRODUCTS = ("adapter", "checkpoints", "metrics.jsonl")
+# Why a run stopped. By itself: an error, too much memory, a kill, a time limit that it did not get further in.
+COUNTED = ("failed", "out_of_memory", "killed", "time_limit")
+# Or not: the cluster took its node or its place, someone stopped it, a parent is not done, nobody knows.
+STOPS = (*COUNTED, "preempted", "node_failure", "cancelled", "stopped", "blocked", "lost")
 
 
 @dataclass(frozen=True)
@@ -91,13 +97,53 @@ class RunDir:
 
     def report_progress(self, **now: Any) -> None:
         """Say what is being done, for `status` and the live table. Lost in a crash, so it is not synced to disk."""
-        now |= {"time": time.time(), "pid": os.getpid()}
+        now |= {"time": time.time(), "pid": os.getpid(), "host": os.uname().nodename, "task": this_task()}
         write_json(self.path / "progress.json", now, durable=False)
 
-    def fail(self, stage: str, reason: str, **more: Any) -> None:
-        """Record why the run stopped."""
-        write_json(self.path / "failed.json", {"stage": stage, "reason": reason, "time": time.time(), **more})
+    def fail(self, stage: str, reason: str, kind: str = "failed", **more: Any) -> None:
+        """Record why the run stopped.
+
+        Args:
+            stage: that stopped.
+            reason: for people.
+            kind: one of STOPS.
+            more: of the record.
+        """
+        before = self.progress() or {}
+        content = {"stage": stage, "kind": kind, "reason": reason, "time": time.time(), "step": before.get("step") or 0}
+        content |= {"task": before.get("task") or this_task(), **more}
+        self.remember(content)
+        write_json(self.path / "failed.json", content)
         (self.path / "progress.json").unlink(missing_ok=True)
+
+    def remember(self, content: dict[str, Any]) -> None:
+        """Add a line to the history."""
+        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """How often it stopped, oldest first; a line that a crash cut is left out."""
+        try:
+            lines = (self.path / "history.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines:
+            with suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return [entry for entry in found if isinstance(entry, dict)]
+
+    def attempts(self) -> int:
+        """How often it stopped by itself since it last got further; what the cluster did is not counted."""
+        count, best = 0, ("", -1)
+        for entry in self.history():
+            if entry.get("kind") == "blocked":
+                continue
+            reached = (str(entry.get("stage")), int(entry.get("step") or 0))
+            if entry.get("kind") == "done" or reached[0] != best[0] or reached[1] > best[1]:
+                count, best = 0, reached
+            count += entry.get("kind") in COUNTED
+        return count
 
     def clear_state(self) -> None:
         """Forget an earlier failure and what was in progress."""
@@ -184,6 +230,12 @@ def _acquired(descriptor: int) -> bool:
 
 def _of_this_format(record: dict[str, Any] | None) -> dict[str, Any] | None:
     return record if record is not None and record.get("format") == FORMAT else None
+
+
+def this_task() -> str | None:
+    """The Slurm task that this process is, as squeue names it: JOB or ARRAY_INDEX."""
+    array, index = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{index}" if array and index else os.environ.get("SLURM_JOB_ID")
 
 
 def step_name(step: int) -> str:

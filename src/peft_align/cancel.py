@@ -1,0 +1,76 @@
+"""End the Slurm jobs of a sweep, or of the runs that the words name, and nothing else. What is done stays.
+
+usage: python -m peft_align.cancel [+grid=NAME] [key=value ...] [--config-dir DIR]
+
+  Without a grid or overrides: the sweep that was started last under the root. Running tasks save their state first.
+
+examples:
+  python -m peft_align.cancel
+  python -m peft_align.cancel +grid=main
+  python -m peft_align.cancel +grid=main method=dpo model=llama_7b,vicuna_7b
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from peft_align.cli import Asked, ask, run_verb
+from peft_align.config.identity import slug
+from peft_align.errors import Fault, InputError
+from peft_align.launch import queue
+from peft_align.store.submissions import Submission, submissions
+
+
+def verb(argv: list[str]) -> int:
+    asked = ask(argv, latest=True)
+    own, wanted = _own(asked)
+    if not own:
+        raise InputError([Fault("command line", f"no jobs of {asked.sweep.name} were submitted under {asked.root}")])
+    queue.need_slurm()
+    try:
+        jobs = {job for each in own for job in each.jobs} | {str(r) for each in own if (r := each.content["report"])}
+        living = queue.live_tasks(jobs)
+        doomed: dict[str, list[str]] = {}
+        shared = 0
+        for submission in own:
+            for task, _, runs in submission.tasks():
+                if task in living and wanted >= set(runs):
+                    doomed[task] = runs
+                elif task in living and wanted & set(runs):
+                    shared += 1
+        whole = [each for each in own if wanted >= {run for _, _, runs in each.tasks() for run in runs}]
+        reports = [r for each in whole if (r := str(each.content["report"])) in living]
+        queue.cancel([*doomed, *reports])
+    except queue.SlurmError as error:
+        raise InputError([Fault("cancel", f"Slurm refuses: {error}")]) from None
+    named = {run for runs in doomed.values() for run in runs}
+    print(f"{asked.sweep.name}: {len(doomed)} tasks of {len(named)} runs cancelled")
+    if shared:
+        print(f"{shared} tasks do other runs too and go on (launcher.runs_per_task)")
+    return 0
+
+
+def _own(asked: Asked) -> tuple[Sequence[Submission], set[str]]:
+    """The submissions of this very sweep and its runs; or those of which the words name a part, and that part.
+
+    A part has no baselines and no parents: other runs of the sweep need them too.
+    """
+    everything = submissions(asked.root)
+    runs = {run.id for run in asked.sweep.runs}
+    exact = [each for each in everything if each.content["sweep"] == asked.folder.name]
+    if exact:
+        return exact, runs
+    prefix = f"{slug([asked.sweep.name])}-"
+    named = [each for each in everything if each.content["sweep"].startswith(prefix)]
+    part = {run.id for run in asked.sweep.runs if run.kind != "baseline" and not run.is_parent_only}
+    return [each for each in named if runs <= set(each.content["runs"])], part
+
+
+def main() -> int:
+    """Entry point."""
+    return run_verb(verb, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What the runs of a sweep are doing on a cluster: the disk first, Slurm for what it does not say."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from peft_align.grid.planner import Item, Planner
+from peft_align.launch import queue
+from peft_align.launch.outcome import GONE, settle
+from peft_align.launch.watch import State, observe, running, summary, table
+from peft_align.store.runs import RunDir
+from peft_align.store.submissions import Submission, submissions
+
+LOOK = 5.0  # seconds between looks at the queue
+PLAIN_INTERVAL = 60.0  # seconds between lines where there is no terminal
+
+
+def cluster_states(planner: Planner, items: Sequence[Item]) -> list[State]:
+    """The state of every run; without Slurm, or submissions, what the disk says."""
+    states = [observe(planner, item) for item in items]
+    known = submissions(planner.root)
+    open_ids = {state.run_id for state in states if state.state != "done"}
+    if not known or not open_ids or not queue.is_there():
+        return states
+    tasks = _tasks_of(known, open_ids)
+    try:
+        living = queue.live_tasks({task.partition("_")[0] for found in tasks.values() for task in found})
+        silent = {s.run_id: _last_task(planner, s.run_id) for s in states if s.state in ("lost", "failed")}
+        asked = [task for task in silent.values() if task and task not in living]
+        ends = queue.ends_of(asked) if asked else {}
+    except queue.SlurmError:
+        return states
+    return [
+        state
+        if state.run_id not in open_ids
+        else _explained(planner, state, tasks.get(state.run_id, []), living, ends, silent.get(state.run_id))
+        for state in states
+    ]
+
+
+def _explained(
+    planner: Planner,
+    state: State,
+    tasks: Iterable[str],
+    living: dict[str, queue.Task],
+    ends: dict[str, queue.End],
+    last: str | None,
+) -> State:
+    """A run's state with what Slurm says put to what the disk says."""
+    mine = [living[task] for task in tasks if task in living]
+    if state.state == "lost":
+        if any(task.id == last and not task.waits for task in mine):  # its lock cannot be seen from here
+            return running(state.run_id, RunDir(planner.root, state.run_id).progress() or {"time": time.time()})
+        if not mine:
+            end = ends.get(last or "")
+            return replace(state, state="failed" if end else "lost", detail=end.told if end else GONE)
+    if state.state == "failed" and not mine and last in ends:
+        failure = RunDir(planner.root, state.run_id).failure() or {}
+        if failure.get("kind") == "stopped":
+            return replace(state, detail=f"{state.detail}; {ends[str(last)].told}")
+    if mine and state.state != "running":
+        waits = [task for task in mine if task.waits]
+        if len(waits) < len(mine):
+            return replace(state, state="pending", detail="its task runs")
+        return replace(state, state="pending", detail=f"{waits[0].id}: {waits[0].reason}")
+    return state
+
+
+def _tasks_of(known: Sequence[Submission], runs: set[str]) -> dict[str, list[str]]:
+    """The tasks that were submitted for each of these runs."""
+    found: dict[str, list[str]] = {}
+    for submission in known:
+        for task, _, members in submission.tasks():
+            for run in runs & set(members):
+                found.setdefault(run, []).append(task)
+    return found
+
+
+def _last_task(planner: Planner, run_id: str) -> str | None:
+    """The task that was at a run last."""
+    directory = RunDir(planner.root, run_id)
+    told: dict[str, Any] = directory.progress() or directory.failure() or {}
+    return told.get("task")
+
+
+def follow(planner: Planner, items: Sequence[Item], folder: Path) -> list[State]:
+    """Show what the runs do until none of the sweep's jobs is left; returns their states then.
+
+    An interruption ends the showing, not the jobs.
+    """
+    own = {job for submission in submissions(planner.root, folder.name) for job in submission.jobs}
+    console, begun, told = Console(), time.time(), 0.0
+    states = cluster_states(planner, items)
+
+    def look() -> bool:
+        nonlocal states
+        fresh = [planner.item(item.run) for item in items]
+        states = cluster_states(planner, fresh)
+        with suppress(queue.SlurmError):  # it will answer again
+            return bool(queue.live_tasks(own))
+        return True
+
+    try:
+        if console.is_terminal:
+            with Live(console=console, refresh_per_second=2, transient=True) as live:
+                while look():
+                    live.update(table(states, begun))
+                    time.sleep(LOOK)
+        else:
+            while look():
+                if time.time() - told > PLAIN_INTERVAL:
+                    print(summary(Counter(state.state for state in states)), flush=True)
+                    told = time.time()
+                time.sleep(LOOK)
+    except KeyboardInterrupt:
+        print("the jobs go on; python -m peft_align.cancel ends them", flush=True)
+        raise
+    settle([RunDir(planner.root, state.run_id) for state in states if state.state != "done"])
+    states = cluster_states(planner, [planner.item(item.run) for item in items])
+    print(summary(Counter(state.state for state in states)), flush=True)
+    return states

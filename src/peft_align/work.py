@@ -1,0 +1,92 @@
+"""What sweep, evaluate and judge share: having what is missing done by the launcher asked for, then the table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from peft_align.cli import FAILED, Asked
+from peft_align.config.launchers import Debug, Slurm
+from peft_align.errors import InputError
+from peft_align.grid.needs import check_inputs
+from peft_align.grid.planner import Item
+from peft_align.launch.watch import ENDED_BADLY, State, tail
+from peft_align.report import write_report
+from peft_align.store.runs import RunDir
+from peft_align.store.sweeps import write_manifest
+
+SHOWN = 5  # failed runs whose log's end is shown
+
+
+def carry_out(asked: Asked, items: Callable[[], Sequence[Item]], stages: tuple[str, ...], headline: str) -> int:
+    """Do what is missing, show the table, and return the exit code; jobs that were submitted go on by themselves.
+
+    Args:
+        asked: the command line.
+        items: what is to be done, looked at anew.
+        stages: what is done of them.
+        headline: printed when the inputs are found to be there.
+
+    Raises:
+        InputError: something that is needed is not there; nothing was started.
+    """
+    launcher = asked.sweep.config.launcher
+    if isinstance(launcher, Slurm):
+        from peft_align.launch.outcome import settle
+
+        settle([RunDir(asked.root, item.run.id) for item in items() if not item.done])
+    todo = [item for item in items() if not item.done]
+    try:
+        check_inputs(todo, stages)
+    except InputError as error:
+        if not (isinstance(launcher, Slurm) and launcher.dry_run):
+            raise
+        print(f"before these jobs can run:\n{error.render()}", file=sys.stderr)
+    write_manifest(asked.folder, asked.line.words, asked.line.config_dirs, [run.id for run in asked.sweep.runs])
+    print(headline, flush=True)
+    states: Sequence[State] = []
+    if todo and isinstance(launcher, Slurm):
+        from peft_align.launch.follow import follow
+
+        if not _submitted(asked, launcher, todo, stages) or not launcher.follow:
+            return 0
+        states = follow(asked.planner, items(), asked.folder)
+    elif todo and isinstance(launcher, Debug):
+        from peft_align.launch.debug import run_here
+
+        states = run_here(asked.sweep, asked.planner, asked.folder, todo, stages)
+    elif todo:
+        from peft_align.launch.local import LocalLauncher
+
+        states = LocalLauncher(asked.sweep, asked.planner, asked.folder, stages).run(items())
+    # who judges alone leaves what has no texts yet to others
+    failed = [s for s in states if s.state != "done" and (stages != ("judge",) or s.state in ENDED_BADLY)]
+    for state in failed[:SHOWN]:
+        print(f"\n{state.state.upper()} {state.run_id}\n  {state.detail}")
+        print(tail(Path((RunDir(asked.root, state.run_id).failure() or {}).get("log", ""))))
+    print()
+    print(write_report(asked, asked.plan()), end="")
+    if failed:
+        print(f"\n{len(failed)} of {len(states)} runs are not done; the same command tries them again.")
+    return FAILED if failed else 0
+
+
+def _submitted(asked: Asked, launcher: Slurm, todo: Sequence[Item], stages: tuple[str, ...]) -> bool:
+    """Submit, and say what; False if the scripts were only written."""
+    from peft_align.launch.slurm import SlurmLauncher, given_up, summary
+
+    left = given_up(asked.root, todo, launcher.attempts)
+    for run_id, why in left.items():
+        print(f"left alone after {launcher.attempts} attempts without getting further: {run_id}: {why}")
+    if left:
+        print(f"  launcher.attempts={launcher.attempts + 1} tries them again")
+    slurm = SlurmLauncher(asked.sweep, asked.planner, asked.folder, asked.line.words, asked.line.config_dirs, stages)
+    submission = slurm.submit([item for item in todo if item.run.id not in left])
+    if submission is None:
+        print("nothing to submit: living jobs are going to do what is left" if len(left) < len(todo) else "")
+        return True
+    print(f"{summary(submission)}\nscripts: {submission.folder}")
+    if not launcher.dry_run and not launcher.follow:
+        print("submitted. See `python -m peft_align.status`; the same command later submits what is missing then.")
+    return not launcher.dry_run
