@@ -12,6 +12,7 @@ examples:
 flags:
   --cfg             print the fully resolved config of the first run, and stop
   --config-dir DIR  take options from your own folder too (may be repeated)
+  cell=N            do run N of the sweep only (from 0), and what it starts from: for slurm/array.sbatch
 
 exit code: 0 all done, 1 a run failed, 2 bad input (nothing was started), 130 interrupted
 """
@@ -19,15 +20,21 @@ exit code: 0 all done, 1 a run failed, 2 bad input (nothing was started), 130 in
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from peft_align.cli import ask, resolved, run_verb
+from peft_align.cli import FAILED, Asked, ask, resolved, run_verb
+from peft_align.errors import Fault, InputError
+from peft_align.grid.needs import check_inputs
+from peft_align.grid.planner import ancestors, order
 from peft_align.grid.runs import STAGES
+from peft_align.launch.watch import line, observe
+from peft_align.store.records import write_json
 from peft_align.store.runs import RunDir
 from peft_align.work import carry_out
 
 
 def verb(argv: list[str]) -> int:
-    asked = ask(argv, ["--cfg"])
+    asked = ask(argv, ["--cfg"], own=["cell"])
     if "--cfg" in asked.line.flags:
         print(resolved(asked.sweep), end="")
         return 0
@@ -37,10 +44,33 @@ def verb(argv: list[str]) -> int:
             with directory.lock() as mine:
                 if mine:
                     directory.commit_attempt()
+    if "cell" in asked.line.own:
+        return do_cell(asked, asked.line.own["cell"])
     items = asked.plan()
     todo = sum(not item.done for item in items)
     headline = f"{asked.sweep.name}: {len(items)} runs, {len(items) - todo} done, {todo} to do ({asked.folder})"
     return carry_out(asked, asked.plan, STAGES, headline)
+
+
+def do_cell(asked: Asked, given: Sequence[object]) -> int:
+    """Do one run of the sweep, by its number, as a worker does."""
+    runs = [run for run in asked.sweep.runs if not run.is_parent_only]
+    number = given[0] if len(given) == 1 else None
+    if not isinstance(number, int) or not 0 <= number < len(runs):
+        hint = f"one number from 0 to {len(runs) - 1}"
+        raise InputError([Fault(f"cell={','.join(map(str, given))}", "is no run of this sweep", hint)])
+    items = asked.plan()
+    (target,) = (item for item in items if item.run is runs[number])
+    wanted = [item for item in order(items) if item is target or item.run.id in ancestors(target, items)]
+    check_inputs([item for item in wanted if not item.done])
+    from peft_align.launch import job
+
+    path = asked.folder / "jobs" / f"cell-{number}.json"
+    write_json(path, job.content(asked.root, asked.folder, [item.run for item in wanted], STAGES))
+    code = job.main([str(path)])
+    state = observe(asked.planner, asked.planner.item(target.run))
+    print(line(state))
+    return FAILED if code else 0
 
 
 def main() -> int:

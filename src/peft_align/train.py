@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from peft_align.cli import FAILED, ask, resolved, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.grid.needs import check_inputs
-from peft_align.grid.planner import Item, order
+from peft_align.grid.planner import ancestors, order
 
 
 def verb(argv: list[str]) -> int:
@@ -36,7 +35,7 @@ def make_one(argv: list[str], kind: str) -> int:
         what = f"{len(wanted)} runs of kind {kind} are asked for; this verb makes one"
         raise InputError([Fault("command line", what, "narrow it, or use peft_align.sweep")])
     (target,) = wanted
-    items = [item for item in items if item is target or item.run.id in _ancestors(target, items)]
+    items = [item for item in items if item is target or item.run.id in ancestors(target, items)]
     check_inputs(items, ("train", "merge"))
     from peft_align.launch.job import Worker
     from peft_align.launch.local import visible_gpus
@@ -48,18 +47,6 @@ def make_one(argv: list[str], kind: str) -> int:
     fine = worker.work([item.run for item in order(items)])
     print(f"{'done' if fine else 'failed'}: {asked.root / 'runs' / target.run.id}")
     return 0 if fine else FAILED
-
-
-def _ancestors(item: Item, items: Sequence[Item]) -> set[str]:
-    """The runs that one starts from, theirs included."""
-    by_id = {each.run.id: each for each in items}
-    found: set[str] = set()
-    left = list(item.run.parents)
-    while left:
-        parent = left.pop()
-        found.add(parent)
-        left += by_id[parent].run.parents
-    return found
 
 
 def main() -> int:

@@ -368,3 +368,15 @@ def order(items: Sequence[Item]) -> list[Item]:
     for item in items:
         place(item)
     return list(placed.values())
+
+
+def ancestors(item: Item, items: Sequence[Item]) -> set[str]:
+    """The runs that one starts from, theirs included."""
+    by_id = {each.run.id: each for each in items}
+    found: set[str] = set()
+    left = list(item.run.parents)
+    while left:
+        parent = left.pop()
+        found.add(parent)
+        left += by_id[parent].run.parents
+    return found

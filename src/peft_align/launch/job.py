@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from peft_align.config.identity import Precision, evaluated_on, on_base
 from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import STAGES, Run
-from peft_align.grid.serialize import config_of, run_from_plain
+from peft_align.grid.serialize import config_of, run_from_plain, run_to_plain
 from peft_align.launch import queue
 from peft_align.launch.outcome import Blocked, kind_of, note_end_of_earlier, reason
 from peft_align.launch.process import Stopped, asked_to_stop, die_with_parent, output_to
@@ -255,6 +255,37 @@ def _passes(stages: tuple[str, ...], runs: Sequence[Run]) -> list[tuple[str, ...
     return [each for each in (making, tuple(stage for stage in stages if stage not in making)) if each]
 
 
+def content(
+    root: Path,
+    folder: Path,
+    runs: Sequence[Run],
+    stages: Sequence[str],
+    judges: Sequence[str] | None = None,
+    threads: int | None = None,
+    attempts: int = 3,
+) -> dict[str, Any]:
+    """A job file: what a worker is told.
+
+    Args:
+        root: holds runs/.
+        folder: the sweep's.
+        runs: parents before children.
+        stages: what is done of them.
+        judges: options that judge; None: all.
+        threads: set in torch; None: as it is.
+        attempts: a run that stopped so often without getting further is not queued again.
+    """
+    return {
+        "root": str(root.resolve()),
+        "sweep": folder.name,
+        "stages": list(stages),
+        "judges": None if judges is None else list(judges),
+        "threads": threads,
+        "attempts": attempts,
+        "runs": [run_to_plain(run) for run in runs],
+    }
+
+
 def main(argv: list[str]) -> int:
     """Do the runs of a job file; the exit code is 0 if none failed, SOME_FAILED if each that did is recorded so."""
     in_array = len(argv) > 1
@@ -279,7 +310,7 @@ def main(argv: list[str]) -> int:
     except Stopped as stop:
         task = this_task()
         if task and stop.signal == signal.SIGUSR1:
-            tired = [plain["id"] for plain in runs if worker.attempts(plain["id"]) >= job.get("attempts", 1)]
+            tired = [plain["id"] for plain in runs if worker.attempts(plain["id"]) >= job["attempts"]]
             if not tired:
                 queue.requeue(task)
             else:

@@ -21,8 +21,7 @@ from rich.live import Live
 from peft_align.config.launchers import Local
 from peft_align.grid.planner import Item, Planner, order
 from peft_align.grid.runs import STAGES, Sweep
-from peft_align.grid.serialize import run_to_plain
-from peft_align.launch.job import SOME_FAILED
+from peft_align.launch.job import SOME_FAILED, content
 from peft_align.launch.outcome import note_end_of_earlier
 from peft_align.launch.watch import State, line, observe, summary, table
 from peft_align.store.records import write_json
@@ -169,15 +168,9 @@ class LocalLauncher:
         self._started += 1
         threads = self._config.threads or max(1, (os.cpu_count() or 1) // workers)
         path = self.folder / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{self._started:03d}.json"
-        content = {
-            "root": str(self.planner.root.resolve()),
-            "sweep": self.folder.name,
-            "stages": list(job.stages),
-            "judges": job.judges,
-            "threads": threads if job.device else None,  # set in torch, which an API needs not
-            "runs": [run_to_plain(item.run) for item in job.items],
-        }
-        write_json(path, content)
+        # an API needs no torch, in which the threads are set
+        runs, told = [item.run for item in job.items], threads if job.device else None
+        write_json(path, content(self.planner.root, self.folder, runs, job.stages, job.judges, told))
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         if gpus:

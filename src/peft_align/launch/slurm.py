@@ -22,6 +22,7 @@ from peft_align.grid.runs import STAGES, Sweep
 from peft_align.grid.serialize import run_to_plain
 from peft_align.launch import queue
 from peft_align.launch.arrays import Array, plan_arrays
+from peft_align.launch.job import content
 from peft_align.launch.local import CPU_MEMORY
 from peft_align.store.code import code_digest, freeze
 from peft_align.store.records import atomic_write, write_json
@@ -111,16 +112,11 @@ class SlurmLauncher:
         write_json(place / "runs.json", {run: run_to_plain(by_id[run]) for run in wanted})
         for array in arrays:
             _write_text(place / f"{array.name}.cells", "".join(" ".join(task) + "\n" for task in array.tasks))
-            told = {
-                "root": str(self.planner.root.resolve()),
-                "sweep": self.folder.name,
-                "stages": list(array.stages),
-                "judges": array.judges,
-                "threads": self._config.threads,
-                "runs": "runs.json",
-                "cells": f"{array.name}.cells",
-                "attempts": self._config.attempts,
-            }
+            launcher = self._config
+            told = content(
+                self.planner.root, self.folder, [], array.stages, array.judges, launcher.threads, launcher.attempts
+            )
+            told |= {"runs": "runs.json", "cells": f"{array.name}.cells"}
             write_json(place / f"{array.name}.json", told)
             program = ["-m", "peft_align.launch.job", str(place / f"{array.name}.json")]
             command = f'{shlex.join(program)} "$SLURM_ARRAY_TASK_ID"'
