@@ -26,8 +26,9 @@ from rich.table import Table
 
 from peft_align.cli import Asked, ask, resolved, run_verb
 from peft_align.config.benchmarks import Generated
+from peft_align.config.launchers import Slurm
 from peft_align.config.schema import Dataset, Model
-from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, human_time, seconds_left
+from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, human_time, proposals, seconds_left
 from peft_align.grid.needs import not_here, unready
 from peft_align.grid.planner import Item
 
@@ -45,7 +46,7 @@ def verb(argv: list[str]) -> int:
     if "--json" in asked.line.flags:
         print(json.dumps(content, indent=1, default=str))
     else:
-        show(content, items, grid=bool(asked.line.grids))
+        show(content, items, grid=bool(asked.line.grids), on_slurm=isinstance(asked.sweep.config.launcher, Slurm))
     return 0
 
 
@@ -82,6 +83,7 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         "trainable_parameters": trainable(own),
         "disk_bytes": disk_bytes(items),
         "training_seconds": seconds,
+        "resources": proposals(asked.root, items),
         "run_list": [
             {
                 "id": item.run.id,
@@ -122,7 +124,7 @@ def trainable(items: Sequence[Item]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool) -> None:
+def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool, on_slurm: bool) -> None:
     """The plan for people; what overrides did is told where there is a grid that they did it to."""
     console = Console()
     kinds = ", ".join(f"{n} {kind}" for kind, n in content["kinds"].items() if n)
@@ -164,6 +166,11 @@ def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool) -> None:
         console.print(line, markup=False, highlight=False)
     if (more := len(content["trainable_parameters"]) - SHOWN_REASONS) > 0:
         console.print(f"  and {more} more: --json has all", markup=False, highlight=False)
+    for entry in content["resources"][:SHOWN_REASONS] if on_slurm else ():
+        card = f", {human_bytes(entry['gpu_bytes'])} of a GPU" if entry["gpu_bytes"] else ""
+        who = f"{entry['model']} {entry['method']} on {entry['base']}"
+        asks = f"time={entry['time']} mem={entry['mem']}"
+        console.print(f"to ask for: {who}: {asks}{card} ({entry['runs']} runs measured)", markup=False, highlight=False)
     seconds = content["training_seconds"]
     time = human_time(seconds) if seconds is not None else "unknown: no like run was measured here yet"
     console.print(f"disk for adapters: {human_bytes(content['disk_bytes'])}; training time on one device: {time}")

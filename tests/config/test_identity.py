@@ -87,7 +87,15 @@ def run_with(leaf: Leaf) -> Config:
         return merges(MERGES[max((leaf.kinds or frozenset()) & set(MERGES), default="slerp")])[0].config
     if leaf.key.startswith("judge."):
         return dataclasses.replace(EXAMPLES["dpo"], judge=JUDGES[judge_of(leaf)])
+    if leaf.key.startswith("launcher."):
+        own = trained(expand(f"launcher={launcher_of(leaf)}", "model=tiny", "dataset=everyday"))[0].config.launcher
+        return dataclasses.replace(EXAMPLES["dpo"], launcher=own)
     return EXAMPLES["dpo"]
+
+
+def launcher_of(leaf: Leaf) -> str:
+    """An option of conf/launcher/ that has the setting."""
+    return max(leaf.kinds or {"local"})
 
 
 def judge_of(leaf: Leaf) -> str:
@@ -114,6 +122,10 @@ def another(leaf: Leaf, value: Any) -> Any:
         "dataset.expected_rows": "{harmless:7}",
         "preference.loaders": ["everyday", "other"],
         "evaluation.steps": [1],
+        "resources.time": "4:00:00",
+        "resources.setup": ["true"],
+        "resources.extra": ["--exclusive"],
+        "resources.rules": "[{where:{stage:judge},set:{gpus:0}}]",
         "merge.space": "delta",
         "merge.weights": [0.25, 0.5],
         "merge.t": 0.25,
@@ -141,7 +153,11 @@ def another(leaf: Leaf, value: Any) -> Any:
 def word(key: str, value: Any) -> str:
     """An override as people write it."""
     shown = f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
-    return f"{key}={shown.lower() if isinstance(value, bool) else shown}"
+    return (
+        f"{key}='{shown}'"
+        if ":" in shown and shown[0] not in "[{"
+        else f"{key}={shown.lower() if isinstance(value, bool) else shown}"
+    )
 
 
 def pinned(config: Config) -> dict[str, str]:
@@ -165,6 +181,7 @@ def test_on_the_command_line_the_id_follows_science_alone(key: str) -> None:
     base = {"model": "model=mistral_7b", "dataset": "dataset=everyday", "method": f"method={config.method.kind}"}
     base |= {"peft": "peft=lora", "tracker": "tracker=wandb"} | pinned(config)
     base |= {"judge": f"judge={judge_of(leaf)}"} if key.startswith("judge.") else {}
+    base |= {"launcher": f"launcher={launcher_of(leaf)}"} if key.startswith("launcher.") else {}
     new = another(leaf, value)
     if key.startswith("merge."):
         option = MERGES[config.merge.kind]

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from peft_align.config.schema import NoMerge, Shape
 from peft_align.grid.planner import Item
@@ -96,6 +97,28 @@ def seconds_left(root: Path, items: Iterable[Item]) -> float | None:
             return None
         total += statistics.median(rates) * item.run.config.train.max_steps
     return total
+
+
+def proposals(root: Path, items: Iterable[Item]) -> list[dict[str, object]]:
+    """What to ask a cluster for, from what like runs took: one entry for each model, method and precision of the base.
+
+    The time is half as much again as the longest training took and five minutes for loading, the memory a quarter more
+    than the largest; memory of a GPU is told as it was, to choose a card by.
+    """
+    measured: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for item in items:
+        record = RunDir(root, item.run.id).train_record() if item.run.kind == "train" and not item.to_make else None
+        if record:
+            measured.setdefault((*_likeness(item.run)[:3],), []).append(record)
+    found: list[dict[str, object]] = []
+    for (model, method, base), records in measured.items():
+        minutes = 5 + math.ceil(max(record["seconds"]["total"] for record in records) * 1.5 / 60)
+        resident = max(record["peak_memory_bytes"]["resident"] for record in records)
+        on_gpu = max((record["peak_memory_bytes"]["gpu"] or 0 for record in records), default=0)
+        entry: dict[str, object] = {"model": model, "method": method, "base": base, "runs": len(records)}
+        entry |= {"time": f"{minutes // 60}:{minutes % 60:02d}:00", "mem": f"{math.ceil(resident * 1.25 / 2**30)}G"}
+        found.append(entry | {"gpu_bytes": on_gpu or None})
+    return found
 
 
 def _likeness(run: Run) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from peft_align.config.launchers import Slurm
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import judge_prompt, no_prompt, red_instruct_files
 from peft_align.grid.planner import Item
-from peft_align.grid.runs import STAGES
+from peft_align.grid.resources import allocation
+from peft_align.grid.runs import STAGES, Run
 from peft_align.store.hub import is_here, model_folder
 from peft_align.store.records import cache_dir
 
@@ -49,9 +50,23 @@ def unready(items: Sequence[Item], stages: Collection[str] = STAGES) -> list[Fau
             what = f"{config.model.hub_id} is not in the cache ({cache_dir() / 'models'})"
             hint = "make it once: python scripts/fetch_smollm2.py"
             faults.append(Fault(f"model={item.run.choices['model']}", what, hint))
+        if "train" in stages and item.to_make and item.run.kind == "train":
+            try:
+                processes(item.run)
+            except InputError as error:
+                faults += error.faults
         faults += _unready_benchmarks(item) if "evaluate" in stages else ()
         faults += _unready_judges(item) if "judge" in stages else ()
     return list(dict.fromkeys(faults))
+
+
+def processes(run: Run) -> int:
+    """How many processes train a run together: one a GPU. Raises InputError if they cannot share its batches evenly."""
+    count, batch = allocation(run.config.resources, "train", run).gpus or 1, run.config.train.batch_size
+    if batch % count:
+        what = f"so many processes cannot share a batch of {batch} samples evenly"
+        raise InputError([Fault(f"resources.gpus={count}", what, "take a divisor of train.batch_size")])
+    return count
 
 
 def _unready_benchmarks(item: Item) -> Iterator[Fault]:

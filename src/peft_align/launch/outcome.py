@@ -36,7 +36,13 @@ def note_end_of_earlier(directory: RunDir) -> None:
         kind, what = ("node_failure", "its node failed") if mine else ("lost", "its process was gone")
         directory.fail(str(progress.get("stage")), what, kind)
     elif failure is not None and failure.get("kind") == "stopped" and failure.get("task") == this_task() and restarted:
-        directory.remember({**failure, "kind": "preempted", "reason": "preempted, and queued again"})
+        directory.remember(
+            {
+                **failure,
+                "kind": "preempted",
+                "reason": "taken off its node and queued again: preempted, or by an administrator",
+            }
+        )
 
 
 def reason(error: BaseException) -> str:
