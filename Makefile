@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 RUN := HF_HUB_DISABLE_TELEMETRY=1 $(PY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study acceptance-evaluation lint wheel clean
+.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study acceptance-evaluation acceptance-slurm lint wheel clean
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ acceptance-study: setup  ## the whole study in miniature, 130 runs (50 minutes; 
 acceptance-evaluation: setup  ## the study's five benchmarks against lm_eval and over a sweep (60 minutes; needs ../shared)
 	@$(RUN) scripts/fetch_smollm2.py
 	@$(RUN) -m pytest -m acceptance tests/evaluation tests/end_to_end/test_paper_suite.py
+
+acceptance-slurm: setup  ## a disturbed Slurm, 150 runs, accounting (30 minutes; needs ../shared and Slurm with slurmdbd)
+	@$(RUN) -m pytest -m acceptance tests/end_to_end/test_slurm_disturbed.py
 
 lint: setup  ## ruff and mypy
 	@$(PY) -m ruff check .

@@ -42,3 +42,8 @@ def test_the_wheel_plans_from_another_folder_and_carries_conf(tmp_path: Path) ->
     words = ["model=tiny", "dataset=everyday", "method=sft", "peft=lora", "train.max_steps=1", "train.batch_size=2"]
     words += ["evaluation.benchmarks=[everyday_mc]", "evaluation.limit=2"]
     assert "everyday_mc acc" in run("-m", "peft_align.sweep", *words)  # its data and task files are there too
+    run("-m", "peft_align.sweep", *words, "seed=1", "launcher=slurm", "launcher.dry_run=true")
+    (script,) = (elsewhere / "outputs/sweeps").glob("*/slurm/*/00-train-evaluate.sbatch")
+    assert "peft_align.launch.job" in script.read_text()
+    (frozen,) = (elsewhere / "outputs/sweeps").glob("*/code/*/src/peft_align/conf/config.yaml")
+    assert frozen.is_file()

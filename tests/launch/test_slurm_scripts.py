@@ -247,7 +247,7 @@ def test_where_there_is_no_gpu_memory_is_kept_as_a_cpu_likes_it_unless_the_user_
     _, environment = execute(script, tmp_path / "shown", SLURM_ARRAY_TASK_ID="0")
     expected = CPU_MEMORY if "cpus" in asked else {}
     assert {name: environment[name] for name in CPU_MEMORY if name in environment} == expected
-    own = {name: "7" for name in CPU_MEMORY}
+    own = dict.fromkeys(CPU_MEMORY, "7")
     _, environment = execute(script, tmp_path / "shown", SLURM_ARRAY_TASK_ID="0", **own)
     assert {name: environment[name] for name in CPU_MEMORY} == own
 
@@ -288,7 +288,7 @@ def test_cells_and_runs_agree_with_each_other_and_with_what_is_recorded(tmp_path
         assert [line.split() for line in lines] == array["tasks"]
         assert {run for line in lines for run in line.split()} <= set(runs)
         told = read_json(submission.folder / f"{name}.json") or {}
-        assert (told["stages"], told["cells"]) == (array["stages"], f"{name}.cells")
+        assert (told["stages"], told["cells"]) == (list(array["stages"]), f"{name}.cells")
         assert (told["root"], told["sweep"], told["attempts"]) == (str(tmp_path), "one", 3)
     assert [len(task) for task in recorded["00-train"]["tasks"]] == [2, 1]
 
@@ -483,7 +483,7 @@ def test_a_sweep_that_is_done_writes_no_scripts(tmp_path: Path, capsys: pytest.C
             finish_evaluation(root, request, [metric("acc", 0.5)])
     assert told_to(*DRY) == 0
     assert submissions(root) == []
-    assert "3 rows" in capsys.readouterr().out or (root / "sweeps").is_dir()
+    assert "2 done, 0 to do" in capsys.readouterr().out
 
 
 def test_a_run_that_stopped_too_often_is_left_alone_until_more_attempts_are_allowed(
@@ -539,6 +539,7 @@ def test_a_done_child_of_what_is_trained_again_is_submitted_too_as_it_is_done_he
     assert planned == {parent.id, child.id}
 
 
+@pytest.mark.slow
 def test_a_written_script_does_its_runs_and_the_report_shows_them(tmp_path: Path) -> None:
     quick = [word for word in SMALL if "max_steps" not in word and "benchmarks" not in word]
     quick += ["train.max_steps=1", "train.batch_size=2", "train.max_length=200", "launcher.threads=1"]
