@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,3 +165,33 @@ def test_what_slurm_would_not_take_is_told_before_anything_is_submitted(
     assert "Traceback" not in done.stderr
     assert not slurm.queue()
     assert not (tmp_path / "outputs/runs").exists()
+
+
+def test_if_slurm_refuses_a_later_script_the_jobs_before_it_are_cancelled(
+    slurm: Cluster, on_slurm: Run, tmp_path: Path
+) -> None:
+    shim = tmp_path / "bin" / "sbatch"
+    shim.parent.mkdir()
+    refusal = 'echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1'
+    case = f'case "$*" in --test-only*) ;; *report.sbatch) {refusal};; esac'
+    shim.write_text(f'#!/bin/sh\n{case}\nexec {shutil.which("sbatch")} "$@"\n')
+    shim.chmod(0o755)
+    words = [*TINY, "method=sft", "peft=lora", "train.max_steps=2", *ON_SLURM, "resources.extra=[--hold]"]
+    done = on_slurm("sweep", *words, PATH=f"{shim.parent}:{slurm.env['PATH']}", check=False)
+    assert done.returncode == 2
+    assert "QOSMaxSubmitJobPerUserLimit; the jobs submitted before it are cancelled" in done.stderr
+    slurm.drained(30)
+    on_slurm("sweep", *words)  # nothing stands in the way of another try
+    assert slurm.queue()
+
+
+def test_an_array_by_hand_does_one_run_for_each_task(slurm: Cluster, on_slurm: Run, tmp_path: Path) -> None:
+    words = [*TINY, "method=sft", "peft=lora,qlora", "train.max_steps=2"]
+    env = {**slurm.env, "PATH": f"{Path(sys.executable).parent}:{slurm.env['PATH']}"}
+    script = str(REPOSITORY / "slurm" / "array.sbatch")
+    done = subprocess.run(
+        ["sbatch", "--array=0-3", script, *words], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    slurm.drained(180)
+    assert "4 runs, 4 done, 0 to do" in on_slurm("sweep", *words).stdout
