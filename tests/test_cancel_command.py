@@ -50,7 +50,7 @@ def test_where_nothing_was_submitted_one_fault_says_so(tmp_path: Path) -> None:
 
 def test_the_help_shows_examples(verb: Verb) -> None:
     text = verb("cancel", "--help", check=True).stdout
-    assert sum(line.strip().startswith("python -m peft_align.cancel") for line in text.splitlines()) == 4  # with usage
+    assert sum(line.strip().startswith("python -m peft_align.cancel") for line in text.splitlines()) == 3
 
 
 def test_scripts_that_were_only_written_are_no_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

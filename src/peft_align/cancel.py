@@ -25,7 +25,7 @@ from peft_align.store.submissions import Submission, submissions
 def verb(argv: list[str]) -> int:
     asked = ask(argv, latest=True)
     own, wanted = _own(asked)
-    if not own:
+    if not any(each.jobs or each.content["report"] for each in own):
         raise InputError([Fault("command line", f"no jobs of {asked.sweep.name} were submitted under {asked.root}")])
     queue.need_slurm()
     try:

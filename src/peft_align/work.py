@@ -10,7 +10,7 @@ from peft_align.cli import FAILED, Asked
 from peft_align.config.launchers import Debug, Slurm
 from peft_align.errors import InputError
 from peft_align.grid.needs import check_inputs
-from peft_align.grid.planner import Item
+from peft_align.grid.planner import Item, order, remade
 from peft_align.launch.watch import ENDED_BADLY, State, tail
 from peft_align.report import write_report
 from peft_align.store.runs import RunDir
@@ -36,7 +36,9 @@ def carry_out(asked: Asked, items: Callable[[], Sequence[Item]], stages: tuple[s
         from peft_align.launch.outcome import settle
 
         settle([RunDir(asked.root, item.run.id) for item in items() if not item.done])
-    todo = [item for item in items() if not item.done]
+    planned = items()
+    again = remade(planned)
+    todo = [item for item in planned if not item.done or item.run.id in again]
     try:
         check_inputs(todo, stages)
     except InputError as error:
@@ -79,6 +81,11 @@ def _submitted(asked: Asked, launcher: Slurm, todo: Sequence[Item], stages: tupl
     left = given_up(asked.root, todo, launcher.attempts)
     for run_id, why in left.items():
         print(f"left alone after {launcher.attempts} attempts without getting further: {run_id}: {why}")
+    for item in order(todo):
+        behind = next((parent for parent in item.run.parents if parent in left), None)
+        if behind is not None and item.to_make:
+            left[item.run.id] = f"starts from {behind}"
+            print(f"left alone with its parent: {item.run.id}")
     if left:
         print(f"  launcher.attempts={launcher.attempts + 1} tries them again")
     slurm = SlurmLauncher(asked.sweep, asked.planner, asked.folder, asked.line.words, asked.line.config_dirs, stages)

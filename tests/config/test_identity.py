@@ -123,7 +123,7 @@ def another(leaf: Leaf, value: Any) -> Any:
         "preference.loaders": ["everyday", "other"],
         "evaluation.steps": [1],
         "resources.time": "4:00:00",
-        "resources.setup": ["true"],
+        "resources.setup": ["date"],
         "resources.extra": ["--exclusive"],
         "resources.rules": "[{where:{stage:judge},set:{gpus:0}}]",
         "merge.space": "delta",

@@ -90,7 +90,7 @@ def test_whatever_the_cluster_does_is_recorded_and_the_same_command_completes_th
     slurm.drained(600)
     again = on_slurm("sweep", *words, "launcher.follow=true")
     assert "5 done" in again.stdout
-    assert "preempted" in kinds(at[0])
+    assert "requeued" in kinds(at[0])
     assert "time_limit" in kinds(at[1])
     assert "killed" in kinds(at[2])
     assert "failed" in kinds(at[3])

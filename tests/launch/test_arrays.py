@@ -301,7 +301,8 @@ def test_what_a_living_job_is_going_to_do_is_not_planned_again(tmp_path: Path) -
 
 def test_nothing_is_planned_where_living_jobs_do_everything(tmp_path: Path) -> None:
     sweep = expand(*SMALL, *WRITTEN)
-    live = {(run.id, stage): "17" for run in sweep.runs for stage in STAGES}
+    told = [*STAGES, "judge gpt4", "judge profanity"]
+    live = {(run.id, stage): "17" for run in sweep.runs for stage in told}
     assert arrays_of(plan(sweep, tmp_path), live=live) == []
 
 
@@ -363,6 +364,11 @@ def in_state(item: Item, state: str) -> Item:
     return found
 
 
+def key_of(stage: str, judge: str | None) -> str:
+    """What lives is told apart by judge."""
+    return f"{stage} {judge}" if judge else stage
+
+
 def needed(items: Sequence[Item], live: Live) -> Counter[tuple[str, str, str | None]]:
     """(run, stage, judge) that must be in an array."""
     found: Counter[tuple[str, str, str | None]] = Counter()
@@ -371,7 +377,7 @@ def needed(items: Sequence[Item], live: Live) -> Counter[tuple[str, str, str | N
         wanted: list[tuple[str, str | None]] = [(run.kind, None)] if item.to_make else []
         wanted += [("evaluate", None)] if item.missing else []
         wanted += [("judge", option) for option in {judgement.option for judgement, _ in item.unjudged}]
-        found.update((run.id, stage, judge) for stage, judge in wanted if (run.id, stage) not in live)
+        found.update((run.id, stage, judge) for stage, judge in wanted if (run.id, key_of(stage, judge)) not in live)
     return found
 
 
@@ -387,7 +393,7 @@ def test_everything_missing_is_in_one_task_and_comes_after_what_it_reads(
         first = all(states[parent] != "nothing" for parent in item.run.parents)
         states[item.run.id] = data.draw(st.sampled_from(STATES)) if first else "nothing"
     items = [found for item in fresh if not (found := in_state(item, states[item.run.id])).done]
-    pairs = sorted({(run, stage) for run, stage, _ in needed(items, {})})
+    pairs = sorted({(run, key_of(stage, judge)) for run, stage, judge in needed(items, {})})
     alive = data.draw(st.lists(st.sampled_from(pairs), unique=True, max_size=12)) if pairs else []
     live = {pair: str(100 + i) for i, pair in enumerate(alive)}
     resources = Resources(gpus=1, rules=data.draw(st.lists(st.sampled_from(RULES), unique_by=id)) or None)

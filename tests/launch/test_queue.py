@@ -50,7 +50,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
         said.write_text(output, encoding="utf-8")
         told.write_text(error, encoding="utf-8")
         path = folder / name
-        text = f'#!/bin/sh\necho "$@" >> {shlex.quote(str(log))}\n{when}\ncat {said}\ncat {told} >&2\nexit {code}\n'
+        note = f"printf '%s\\n' \"$*\" >> {shlex.quote(str(log))}"
+        text = f"#!/bin/sh\n{note}\n{when}\ncat {said}\ncat {told} >&2\nexit {code}\n"
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
         return log
@@ -200,8 +201,11 @@ def test_what_accounting_does_not_know_the_controller_may(command: Command) -> N
     assert {task: end.kind for task, end in found.items()} == {"17_0": "out_of_memory", "17_1": "failed"}
 
 
-def test_a_very_long_list_of_jobs_is_asked_for_in_parts(command: Command) -> None:
+def test_a_very_long_list_of_jobs_is_asked_for_in_parts(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "AT_A_TIME", 5)
     command("scontrol", CONFIG)
+    assert queue.has_accounting()
+    command("scontrol", code=1, error="slurm_load_jobs error: Invalid job id specified\n")
     log = command("sacct", "")
     tasks = [f"{job}_0" for job in range(1, 2 * queue.AT_A_TIME + 2)]
     queue.ends_of(tasks)
@@ -269,7 +273,7 @@ def test_a_machine_without_slurm_is_told(nothing_there: None) -> None:
         queue.need_slurm()
 
 
-def test_of_a_line_that_cannot_be_read_slurm_is_blamed_and_not_the_program(command: Command) -> None:
+def test_a_line_that_is_no_task_is_passed_over(command: Command) -> None:
     command("squeue", "a message of the day\n17_0|RUNNING|None\n")
     assert list(queue.live_tasks(["17"])) == ["17_0"]
 

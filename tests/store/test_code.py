@@ -102,11 +102,9 @@ def test_a_copy_that_a_kill_left_half_made_is_made_anew(
         patch.setattr(code, "sync_tree", killed)
         with pytest.raises(KeyboardInterrupt):
             frozen(tmp_path)
-    (half,) = (tmp_path / "sweep/code").iterdir()
-    (half / "src/peft_align/stale.py").write_text("", encoding="utf-8")
+    assert list((tmp_path / "sweep/code").iterdir()) == []
     place = frozen(tmp_path)
     assert (place / "src/peft_align/__init__.py").read_text() == "version = 1\n"
-    assert not (place / "src/peft_align/stale.py").exists()
     assert [path.name for path in (tmp_path / "sweep/code").iterdir()] == [place.name]
 
 

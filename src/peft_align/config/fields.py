@@ -18,6 +18,7 @@ class Rule:
     choices: tuple[str, ...] | None = None
     may_be_empty: bool = False  # a list without values
     length: int | None = None  # of a list
+    only_text: bool = False  # a number is none: YAML reads 1:30:00 as one
 
 
 def value(doc: str, default: Any = MISSING, **rule: Any) -> Any:

@@ -159,6 +159,9 @@ def check(value: Any, hint: Any, rule: Rule, where: str, faults: list[Fault]) ->
             return None
         item = typing.get_args(base)[1]
         return {str(k): check(v, item, rule, f"{where}.{k}", faults) for k, v in value.items()}
+    if rule.only_text and isinstance(value, int):
+        faults.append(Fault(where, f"{value} is a number", "write H:M:S in quotes: YAML reads 1:30:00 as 5400"))
+        return None
     converted = as_type(value, base)
     if converted is None:
         faults.append(Fault(where, f"{show(value)} is not {TYPE_NAMES[base]}", describe(base, rule)))

@@ -18,7 +18,7 @@ from peft_align.config.schema import Dataset, Preference
 from peft_align.data import beavertails, everyday, hh_rlhf
 from peft_align.data.pairs import Counts, Message, Pair
 from peft_align.errors import Fault, InputError
-from peft_align.store.hub import dataset_folder, find_repository, names_below
+from peft_align.store.hub import commit_of, dataset_folder, find_repository, names_below
 from peft_align.store.records import Digests, digest_of, inventory
 
 LOADERS: Mapping[str, ModuleType] = {"hh_rlhf": hh_rlhf, "beavertails": beavertails, "everyday": everyday}
@@ -85,7 +85,7 @@ def is_validation(prompt: tuple[Message, ...], fraction: float) -> bool:
 def _folder(dataset: Dataset, mirror: str | None, subset: str | None) -> tuple[Path, str | None]:
     local = dataset_folder(dataset, mirror)
     if local is not None:
-        return local, None
+        return local, commit_of(local)
     assert dataset.hub_id is not None
     patterns = [f"{subset}/*", "README.md"] if subset else None
     return find_repository(dataset.hub_id, dataset.revision, "dataset", mirror, patterns=patterns)

@@ -354,6 +354,15 @@ def installed(package: str) -> str:
         return "absent"
 
 
+def remade(items: Sequence[Item]) -> set[str]:
+    """The runs that are made now, and what starts from those: it is looked at again, even if it is done."""
+    found: set[str] = set()
+    for item in order(items):
+        if item.to_make or found & set(item.run.parents):
+            found.add(item.run.id)
+    return found
+
+
 def order(items: Sequence[Item]) -> list[Item]:
     """Parents before children, otherwise as they came."""
     by_id = {item.run.id: item for item in items}

@@ -28,7 +28,10 @@ OPTIONS = {
 
 def allocation(resources: Resources, stage: str, run: Run | None = None, judge: str | None = None) -> Allocation:
     """What a stage of a run asks for: of the rules that fit, the later wins, setting by setting."""
-    names = {**(run.choices if run else {}), "kind": run.kind if run else "", "judge": judge or "", "stage": stage}
+    choices = run.choices if run else {}
+    if run and run.kind == "baseline":  # it is nobody's in particular: of its model and precision alone
+        choices = {name: choices[name] for name in ("model", "peft")}
+    names = {**choices, "kind": run.kind if run else "", "judge": judge or "", "stage": stage}
     asked = {f.name: getattr(resources, f.name) for f in dataclasses.fields(Allocation)}
     for rule in resources.rules or ():
         if all(names.get(key) == wanted for key, wanted in rule.where.items()):
@@ -39,7 +42,9 @@ def allocation(resources: Resources, stage: str, run: Run | None = None, judge: 
 def directives(asked: Allocation) -> list[str]:
     """The options of sbatch; what is not asked for is not named."""
     options = [f"{flag}={getattr(asked, name)}" for name, flag in OPTIONS.items() if getattr(asked, name) is not None]
-    if asked.gres is not None:
+    if asked.gpus == 0:
+        pass  # a rule takes away what the others ask for
+    elif asked.gres is not None:
         options.append(f"--gres={asked.gres}")
     elif asked.gpus:
         options.append(f"--gpus-per-node={asked.gpus}")
@@ -68,7 +73,13 @@ def rule_faults(space: ConfigSpace, resources: Resources) -> list[Fault]:
             faults.append(Fault(f"{where}.time", f"'{asked.time}' is no time limit", hint))
         for line in asked.extra or ():
             if not line.startswith("-") or "\n" in line:
-                faults.append(Fault(f"{where}.extra", f"'{line}' is no option of sbatch", "e.g. --exclude=n3"))
+                faults.append(
+                    Fault(
+                        f"{where}.extra",
+                        f"'{line}' is no option of sbatch",
+                        "e.g. --exclude=n3, on the command line in quotes",
+                    )
+                )
     return faults
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from peft_align.config.launchers import Allocation, Resources, Slurm
-from peft_align.grid.planner import Item
+from peft_align.grid.planner import Item, remade
 from peft_align.grid.resources import allocation
 from peft_align.grid.runs import Run
 
@@ -69,7 +69,7 @@ def plan_arrays(
         resources: what the sweep asks for.
         launcher: how it is packed.
         largest: tasks that an array of this cluster may have.
-        live: (run, stage) -> the job that is going to do it already.
+        live: (run, stage) -> the job that is going to do it already; of judges, the stage is "judge OPTION".
         stages: those that are asked for.
     """
     made_by: dict[tuple[str, str], list[str]] = {}
@@ -103,16 +103,13 @@ def _needs(
     items: Sequence[Item], resources: Resources, live: Mapping[tuple[str, str], str], stages: Sequence[str]
 ) -> Iterator[_Need]:
     parents = {parent for item in items if item.to_make for parent in item.run.parents}
-    remade: set[str] = set()
+    again = remade(items)
     generations: dict[str, int] = {}
     for item in items:
         run, making = item.run, MAKING.get(item.run.kind)
-        again = bool(remade & set(run.parents))  # it is looked at again once they are there
-        makes = making in stages and (item.to_make is not None or bool(item.to_save) or again)
-        if makes or (run.id, making or "") in live:
-            remade.add(run.id)
-        makes = makes and (run.id, making or "") not in live
-        evaluates = "evaluate" in stages and bool(item.missing) and (run.id, "evaluate") not in live
+        makes = making in stages and (run.id in again or bool(item.to_save)) and (run.id, making or "") not in live
+        scored = bool(item.missing or (run.id in again and item.requests))
+        evaluates = "evaluate" in stages and scored and (run.id, "evaluate") not in live
         above = [generations[parent] for parent in run.parents if parent in generations]
         generation = generations[run.id] = 1 + max(above) if above else 0
         scoring = allocation(resources, "evaluate", run)
@@ -125,8 +122,9 @@ def _needs(
         if evaluates:
             yield _Need(run, ("evaluate",), generation, scoring)
         if "judge" in stages:
-            for option in dict.fromkeys(judgement.option for judgement, _ in item.unjudged):
-                if (run.id, "judge") not in live:
+            judged = item.judgements if run.id in again else [judgement for judgement, _ in item.unjudged]
+            for option in dict.fromkeys(judgement.option for judgement in judged):
+                if (run.id, f"judge {option}") not in live:
                     yield _Need(run, ("judge",), 0, allocation(resources, "judge", run, option), option)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_align.config.identity import Precision, evaluated_on, on_base
+from peft_align.grid.needs import processes
 from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import STAGES, Run
 from peft_align.grid.serialize import config_of, run_from_plain, run_to_plain
@@ -45,6 +46,7 @@ class Worker:
     sweep: str
     stages: tuple[str, ...] = STAGES
     judges: tuple[str, ...] | None = None  # options that judge; None: all
+    log: Path | None = None  # of this task, if it is one of Slurm's
     _bases: BaseCache | None = field(default=None)
     _suite: Suite | None = field(default=None)
     _judging: Judging | None = field(default=None)
@@ -100,7 +102,7 @@ class Worker:
             stage, item = "start", None
             try:
                 directory.commit_attempt()
-                note_end_of_earlier(directory)
+                note_end_of_earlier(directory, self.log)
                 planner = Planner(self.root, run.config.hub.mirror)
                 item = planner.item(run)
                 make = item.to_make if run.kind in self.stages else None
@@ -186,18 +188,21 @@ class Worker:
 
             record_merge(run, directory)
             return
-        from peft_align.training.run import Interrupted, train
-        from peft_align.training.tracking import tracking
+        from peft_align.launch.distributed import train_here, train_together
+        from peft_align.training.run import Interrupted
 
-        base = self._base(run)
-        with tracking(
-            run.config.tracker, group=self.sweep, name=run.id, axes=run.axes, folder=directory.path / "tracking"
-        ) as log:
-            try:
-                with asked_to_stop.after_the_step():
-                    train(run, directory, base, log, lambda: bool(asked_to_stop.by))
-            except Interrupted as interrupted:
-                raise Stopped(128 + asked_to_stop.by) from interrupted
+        count = processes(run)
+        if count > 1:
+            self._bases = None  # the devices are theirs
+        base = self._base(run) if count == 1 else None
+        try:
+            with asked_to_stop.after_the_step():
+                if base is None:
+                    train_together(run, directory, self.sweep, count, lambda: bool(asked_to_stop.by))
+                else:
+                    train_here(run, directory, base, self.sweep, lambda: bool(asked_to_stop.by))
+        except Interrupted as interrupted:
+            raise Stopped(128 + asked_to_stop.by) from interrupted
 
     def _save(self, run: Run, directory: RunDir, form: str) -> None:
         from peft_align.models.merged import save_merge
@@ -298,13 +303,14 @@ def main(argv: list[str]) -> int:
     if job is None:
         print(f"{argv[0]} is not a job file", file=sys.stderr)
         return 2
-    runs = job["runs"] if not in_array else _of_array(Path(argv[0]).parent, job, int(argv[1]))
+    runs = job["runs"] if not in_array else _of_array(Path(argv[0]).parent, job, argv[1])
     if job["threads"]:
         import torch
 
         torch.set_num_threads(job["threads"])
     judges = None if job["judges"] is None else tuple(job["judges"])
-    worker = Worker(Path(job["root"]), job["sweep"], tuple(job["stages"]), judges)
+    log = Path(argv[0]).parent / "logs" / f"{Path(argv[0]).stem}-{argv[1]}.log" if in_array else None
+    worker = Worker(Path(job["root"]), job["sweep"], tuple(job["stages"]), judges, log)
     try:
         return 0 if worker.work([run_from_plain(plain) for plain in runs], logged=True) else SOME_FAILED
     except Stopped as stop:
@@ -318,11 +324,11 @@ def main(argv: list[str]) -> int:
         raise
 
 
-def _of_array(folder: Path, job: dict[str, Any], index: int) -> list[dict[str, Any]]:
+def _of_array(folder: Path, job: dict[str, Any], index: str) -> list[dict[str, Any]]:
     """The runs of one line of an array's cell list."""
     lines = (folder / job["cells"]).read_text(encoding="utf-8").splitlines()
     known = read_json(folder / job["runs"]) or {}
-    wanted = lines[index].split() if index < len(lines) else []
+    wanted = lines[int(index)].split() if index.isdigit() and int(index) < len(lines) else []
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         told = f"{job['runs']} has no {unknown[0]}" if unknown else f"{job['cells']} has no line {index}"

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.live import Live
 
 from peft_align.config.launchers import Local
-from peft_align.grid.planner import Item, Planner, order
+from peft_align.grid.needs import processes
+from peft_align.grid.planner import Item, Planner, order, remade
 from peft_align.grid.runs import STAGES, Sweep
 from peft_align.launch.job import SOME_FAILED, content
 from peft_align.launch.outcome import note_end_of_earlier
@@ -72,17 +73,15 @@ class LocalLauncher:
     stages: tuple[str, ...] = STAGES
     console: Console = field(default_factory=Console)
     _started: int = 0
+    _together: int = 1  # processes that train a run together, each on a GPU
     _states: list[State] = field(default_factory=list)
     _again: set[str] = field(default_factory=set)  # done runs that may turn out not to be
 
     def run(self, items: Sequence[Item]) -> list[State]:
         """Start the workers, show what they do, and return the state of every run at the end."""
         items = order(items)
-        remade: set[str] = set()  # and what starts from those, which is looked at again
-        for item in items:
-            if item.to_make or remade & set(item.run.parents):
-                remade.add(item.run.id)
-        todo = [item for item in items if not item.done or item.run.id in remade]
+        again = remade(items)
+        todo = [item for item in items if not item.done or item.run.id in again]
         self._again = {item.run.id for item in todo if item.done}
         for item in todo:  # an earlier failure is tried again
             directory = RunDir(self.planner.root, item.run.id)
@@ -90,7 +89,8 @@ class LocalLauncher:
                 note_end_of_earlier(directory)
                 directory.clear_state()
         gpus = visible_gpus()
-        workers = self._config.workers or max(1, len(gpus))
+        self._together = max((processes(item.run) for item in todo if item.run.kind == "train"), default=1)
+        workers = self._config.workers or max(1, len(gpus) // self._together)
         waiting = self._jobs(todo, workers)
         slots = list(range(workers))
         active: list[Job] = []
@@ -174,7 +174,9 @@ class LocalLauncher:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[job.slot % len(gpus)] if job.slot is not None else ""
+            first = (job.slot or 0) * self._together
+            mine = [gpus[i % len(gpus)] for i in range(first, first + self._together)] if job.slot is not None else []
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))
         else:
             environment = {**CPU_MEMORY, **environment}
         job.log = path.with_suffix(".log")

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from peft_align.errors import InputError
 from peft_align.launch import queue
 from peft_align.store.runs import RunDir, this_task
 
+LOG_END = 65536  # bytes of a log that are looked at
+CANCELLED = re.compile(r"CANCELLED AT \S+(?: DUE TO ([A-Z]+(?: [A-Z]+)?))?")
+REQUEUES = {  # what Slurm says in the log -> kind and reason for the record
+    "PREEMPTION": ("preempted", "preempted, and queued again"),
+    "NODE FAILURE": ("node_failure", "its node failed; queued again"),
+    "JOB REQUEUE": ("requeued", "queued again by an administrator or its owner"),
+    "TIME LIMIT": ("time_limit", "its time limit came before it could save its state"),
+}
 GONE = "its job is gone, and Slurm knows nothing of it any more"
 
 
@@ -24,25 +34,32 @@ def kind_of(error: Exception) -> str:
     return "out_of_memory" if is_memory else "failed"
 
 
-def note_end_of_earlier(directory: RunDir) -> None:
+def note_end_of_earlier(directory: RunDir, log: Path | None = None) -> None:
     """If this task was started before and queued again by Slurm, say why it stopped then; the caller holds the lock.
 
-    Slurm queues again what was preempted, after TERM, and what lost its node, without a word.
+    Args:
+        directory: the run's.
+        log: of the task, in which Slurm left its reason.
     """
     progress, failure = directory.progress(), directory.failure()
     restarted = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     if progress is not None:  # nobody is at it: the lock is ours
         mine = restarted and progress.get("task") == this_task()
-        kind, what = ("node_failure", "its node failed") if mine else ("lost", "its process was gone")
+        kind, what = (last_word(log) or REQUEUES["NODE FAILURE"]) if mine else ("lost", "its process was gone")
         directory.fail(str(progress.get("stage")), what, kind)
     elif failure is not None and failure.get("kind") == "stopped" and failure.get("task") == this_task() and restarted:
-        directory.remember(
-            {
-                **failure,
-                "kind": "preempted",
-                "reason": "taken off its node and queued again: preempted, or by an administrator",
-            }
-        )
+        kind, what = last_word(log) or REQUEUES["JOB REQUEUE"]
+        directory.remember({**failure, "kind": kind, "reason": what})
+
+
+def last_word(log: Path | None) -> tuple[str, str] | None:
+    """Kind and reason of what Slurm last ended a task for, from the line that it leaves in the log (as of 22.05)."""
+    try:
+        text = log.read_bytes()[-LOG_END:].decode(errors="replace") if log else ""
+    except OSError:
+        return None
+    ends = CANCELLED.findall(text)
+    return REQUEUES.get(ends[-1]) if ends else None
 
 
 def reason(error: BaseException) -> str:

@@ -107,6 +107,8 @@ def live_tasks(jobs: Iterable[str]) -> dict[str, Task]:
     listed = call("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
     found = {}
     for line in listed.splitlines():
+        if line.count("|") < 2:
+            continue  # a site's message of the day
         task, state, reason = line.strip().split("|", 2)
         if task.partition("_")[0] in wanted and state not in (*ENDED, "COMPLETED"):
             found[task] = Task(task, state, reason)
@@ -148,6 +150,8 @@ def _from_controller(jobs: Sequence[str]) -> dict[str, End]:
             continue  # forgotten
         for line in listed.splitlines():
             fields = dict(field.partition("=")[::2] for field in line.split(" ") if "=" in field)
+            if "JobId" not in fields or "JobState" not in fields:
+                continue
             index = fields.get("ArrayTaskId")
             names = [fields["JobId"]] if index is None else [f"{fields['ArrayJobId']}_{i}" for i in _indices(index)]
             found |= dict.fromkeys(names, _end(fields["JobState"], fields["ExitCode"]))

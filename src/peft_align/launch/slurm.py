@@ -100,7 +100,9 @@ class SlurmLauncher:
             for task, array, runs in submission.tasks():
                 if task in living:
                     own = submission.content["sweep"] == mine
-                    stages = [stage for stage in array["stages"] if own or stage in ("train", "merge")]
+                    stages = [stage for stage in array["stages"] if stage in ("train", "merge")]
+                    if own:
+                        stages = [*array["stages"], *(f"judge {option}" for option in array["judges"] or ())]
                     found |= {(run, stage): array["job"] for run in runs for stage in stages}
         return found
 
@@ -123,7 +125,10 @@ class SlurmLauncher:
             title = f"{len(array.tasks)} tasks: {', '.join(array.stages)} of sweep {self.folder.name}"
             script = self._script(array.name, array.asked, code, place, command, title, array)
             _write_text(place / f"{array.name}.sbatch", script)
-        own = [f"--config-dir={folder}" for folder in sorted(code.glob("config-*"))]
+        own = [
+            f"--config-dir={folder}"
+            for folder in sorted(code.glob("config-*"), key=lambda path: int(path.name.partition("-")[2]))
+        ]
         report = shlex.join(["-m", "peft_align.report", "--ended", *self.words, *own])
         asked = allocation(self.sweep.config.resources, "report")
         script = self._script("report", asked, code, place, report, f"the report of sweep {self.folder.name}", None)
@@ -158,7 +163,7 @@ class SlurmLauncher:
         options += directives(asked)
         threads = str(self._config.threads or '"${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}"')
         setup = list(asked.setup or ())
-        if not asked.gpus and not asked.gres:
+        if not asked.gpus and (asked.gpus == 0 or not asked.gres):
             setup += [f"export {name}=${{{name}:-{value}}}" for name, value in CPU_MEMORY.items()]
         python = shlex.quote(asked.python or sys.executable)
         template = string.Template((templates() / "launcher.sbatch").read_text(encoding="utf-8"))
@@ -230,7 +235,10 @@ def _write_text(path: Path, text: str) -> None:
 def _quoted(option: str) -> str:
     """An option as a line of a script holds it: a value with blanks in quotes."""
     flag, _, given = option.partition("=")
-    return f'{flag}="{given}"' if any(c.isspace() or c in "#;" for c in given) else option
+    if not any(c.isspace() or c in "#;'\"\\" for c in given):
+        return option
+    escaped = given.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{flag}="{escaped}"'
 
 
 def _percent(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from peft_align.config.identity import short_hash
 from peft_align.config.schema import Config, Model, Shape
 from peft_align.errors import Fault, InputError
 from peft_align.models.tokenizer import load_tokenizer
-from peft_align.store.hub import find_repository, model_folder
+from peft_align.store.hub import commit_of, find_repository, model_folder
 from peft_align.store.records import Digests, cache_dir, digest_of, inventory, sync_tree, write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,8 +62,10 @@ class BaseCache:
 
 
 def device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The accelerator if there is one, of processes that train together each its own; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def load_base(config: Config, *, dequantized: bool = False) -> Base:
@@ -150,7 +153,7 @@ def find_model(model: Model, mirror: str | None) -> tuple[Path, str | None]:
     """The folder of a model and its commit, fetched or built where it is not there. Raises InputError."""
     found = model_folder(model, mirror)
     if found is not None:
-        return found, None
+        return found, commit_of(found)
     if model.source == "random":
         return build_random(model.shape), None
     if model.source == "cache":

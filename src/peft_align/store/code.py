@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -41,12 +43,17 @@ def freeze(folder: Path, conf: Path, config_dirs: Sequence[Path]) -> Path:
     place = folder / "code" / _digest(parts)
     if place.is_dir():
         return place
-    fresh = place.with_name(f".{place.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for name, source in parts:
-        shutil.copytree(source, fresh / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
-    sync_tree(fresh)
-    fresh.replace(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    try:
+        for name, source in parts:
+            shutil.copytree(source, fresh / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+        fresh.chmod(0o755)
+        sync_tree(fresh)
+        with suppress(OSError):  # someone else was faster
+            fresh.replace(place)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return place
 
 

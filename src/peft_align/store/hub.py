@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def find_repository(
     own = Path(repo_id).expanduser()
     found = own.absolute() if where and own.is_dir() else mirrored(mirror, repo_id, revision)
     if found is not None:
-        return found, (read_json(found / FETCHED) or {}).get("commit")
+        return found, commit_of(found)
     try:
         return fetch_snapshot(repo_id, revision, kind, patterns)
     except (OSError, ValueError) as error:
@@ -112,15 +113,18 @@ def fetch_into(mirror: Path, repo_id: str, revision: str | None, kind: str) -> P
     """Download a repository into its place in a mirror, as a whole; returns its folder, which says its commit.
 
     Raises:
-        OSError, ValueError: as huggingface_hub does, when it is not reachable.
+        OSError, ValueError: it is not reachable, or there is no such.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     place = mirror / (f"{repo_id}@{revision}" if revision else repo_id)
-    fresh = place.with_name(f".{place.name}.part")  # kept when interrupted: the next call goes on
-    commit = HfApi().repo_info(repo_id, revision=revision, repo_type=kind).sha
     allowed = list(WEIGHT_PATTERNS) if kind == "model" else None
-    snapshot_download(repo_id, revision=commit, repo_type=kind, allow_patterns=allowed, local_dir=fresh)
+    with _as_os_error():
+        commit = str(HfApi().repo_info(repo_id, revision=revision, repo_type=kind).sha)
+        fresh = place.with_name(f".{place.name}.{commit[:12]}.part")  # kept when interrupted: the next call goes on
+        for other in set(place.parent.glob(f".{place.name}.*.part")) - {fresh}:
+            shutil.rmtree(other)
+        snapshot_download(repo_id, revision=commit, repo_type=kind, allow_patterns=allowed, local_dir=fresh)
     shutil.rmtree(fresh / ".cache", ignore_errors=True)
     write_json(fresh / FETCHED, {"repo": repo_id, "kind": kind, "revision": revision, "commit": commit})
     sync_tree(fresh)
@@ -139,5 +143,25 @@ def fetch_snapshot(
     from huggingface_hub import snapshot_download
 
     allowed = list(patterns or WEIGHT_PATTERNS) if kind == "model" else patterns
-    folder = Path(snapshot_download(repo_id, revision=revision, repo_type=kind, allow_patterns=allowed))
+    with _as_os_error():
+        folder = Path(snapshot_download(repo_id, revision=revision, repo_type=kind, allow_patterns=allowed))
     return folder, folder.name
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """The hub's client lets errors of its HTTP library through, whichever that is; here they are OSErrors."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "requests", "urllib3"):
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from None
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder of a mirror was fetched at, if `fetch` filled it."""
+    commit = (read_json(folder / FETCHED) or {}).get("commit")
+    return None if commit is None else str(commit)

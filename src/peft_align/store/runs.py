@@ -31,10 +31,11 @@ from peft_align.store.records import Damaged, read_json, verify, write_json
 
 FORMAT = 1  # of the records; one of another format is taken for absent
 PRODUCTS = ("adapter", "checkpoints", "metrics.jsonl")
+WORKER = "PEFT_ALIGN_WORKER_PID"  # of the worker that has this process train for it
 # Why a run stopped. By itself: an error, too much memory, a kill, a time limit that it did not get further in.
 COUNTED = ("failed", "out_of_memory", "killed", "time_limit")
 # Or not: the cluster took its node or its place, someone stopped it, a parent is not done, nobody knows.
-STOPS = (*COUNTED, "preempted", "node_failure", "cancelled", "stopped", "blocked", "lost")
+STOPS = (*COUNTED, "preempted", "node_failure", "requeued", "cancelled", "stopped", "blocked", "lost")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,12 @@ class RunDir:
 
     def report_progress(self, **now: Any) -> None:
         """Say what is being done, for `status` and the live table. Lost in a crash, so it is not synced to disk."""
-        now |= {"time": time.time(), "pid": os.getpid(), "host": os.uname().nodename, "task": this_task()}
+        now |= {
+            "time": time.time(),
+            "pid": int(os.environ.get(WORKER) or os.getpid()),
+            "host": os.uname().nodename,
+            "task": this_task(),
+        }
         write_json(self.path / "progress.json", now, durable=False)
 
     def fail(self, stage: str, reason: str, kind: str = "failed", **more: Any) -> None:
@@ -118,18 +124,20 @@ class RunDir:
 
     def remember(self, content: dict[str, Any]) -> None:
         """Add a line to the history."""
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+        with (self.path / "history.jsonl").open("a+b") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":  # a crash cut the line before
+                file.write(b"\n")
+            file.write(json.dumps(content).encode() + b"\n")
 
     def history(self) -> list[dict[str, Any]]:
         """How often it stopped, oldest first; a line that a crash cut is left out."""
         try:
-            lines = (self.path / "history.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = (self.path / "history.jsonl").read_bytes().split(b"\n")
         except FileNotFoundError:
             return []
         found = []
         for line in lines:
-            with suppress(json.JSONDecodeError):
+            with suppress(json.JSONDecodeError, UnicodeDecodeError):
                 found.append(json.loads(line))
         return [entry for entry in found if isinstance(entry, dict)]
 

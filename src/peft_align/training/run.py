@@ -1,12 +1,13 @@
 """Trains one run from its config to its record, through TRL.
 
-Supports: SFT and DPO; LoRA and QLoRA (NF4); CPU and one CUDA device (never run on CUDA so far); DPO from the base or
+Supports: SFT and DPO; LoRA and QLoRA (NF4); CPU and CUDA devices (never run on CUDA so far); DPO from the base or
 from an SFT run. The samples, their order and the batches are decided before the trainer sees them. Everything is
 written into `attempt/` and put in place as a whole, its record last.
 
 An interrupted run goes on from its last training state (training/state.py), to the same end.
 
-Limits: one device a run.
+Several processes may train a run together (launch/distributed.py): each calls `train` and takes an equal part of each
+batch on its own device, the main one alone writes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from peft_align.models.loading import Base
 from peft_align.models.provenance import peak_memory, provenance
 from peft_align.store.records import atomic_write, link_tree, write_json
 from peft_align.store.runs import FORMAT, RunDir, step_name
-from peft_align.training import dpo, sft
+from peft_align.training import dpo, processes, sft
 from peft_align.training.state import discard_state, find_state, save_state
 from peft_align.training.tracking import Log
 
@@ -61,12 +62,14 @@ def train(
 ) -> dict[str, Any]:
     """Train a run, from its last state if there is one, and return its record, which is on disk then.
 
+    Of several processes, only the main one returns a record, the others an empty one.
+
     Args:
         run: what to train.
         directory: where it goes; the caller holds its lock.
         base: the base model at the run's precision; given back as it was.
         log: called with the metrics of each step.
-        should_stop: asked after each step; if it says so, the state is saved and training ends.
+        should_stop: asked after each step, in the main process; if it says so, the state is saved and training ends.
 
     Raises:
         Interrupted: `should_stop` said so.
@@ -77,13 +80,14 @@ def train(
     started = time.time()
     rows, data = training_rows(config, base)
     if data["warning"]:
-        print(f"warning: {data['warning']}", flush=True)
+        processes.say(f"warning: {data['warning']}")
     inputs = {
         "data": data["source"]["digest"],
         "model": base.source["digest"],
         "parents": {parent: adapter_digest(RunDir(directory.root, parent).train_record()) for parent in run.parents},
+        "processes": processes.count(),  # each has random states of its own
     }
-    resumed = find_state(directory, inputs)
+    resumed = processes.agreed(find_state(directory, inputs) if processes.is_main() else None)
     directory.attempt.mkdir(parents=True, exist_ok=True)
     set_seed(config.seed)  # before the adapter is made: its A matrices are random
     parents = {parent: RunDir(directory.root, parent) for parent in run.parents}
@@ -104,18 +108,23 @@ def train(
         if trainer.args.n_gpu > 1:
             raise TrainingFailed(f"{trainer.args.n_gpu} GPUs are visible to one run; set CUDA_VISIBLE_DEVICES to one")
         restore_adapter(model, weights, config.peft)
+        if not processes.is_main():
+            set_seed(config.seed + processes.rank())  # or each process would drop out the same of its samples
         parameters = trainable_parameters(model)
-        print(f"trainable parameters: {parameters:,}", flush=True)
+        processes.say(f"trainable parameters: {parameters:,}")
         recorder.trainer = trainer
         if resumed:
             recorder.restore(resumed[1])
-            print(f"going on from step {resumed[1]['step']}", flush=True)
+            processes.say(f"going on from step {resumed[1]['step']}")
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
         if recorder.interrupted:
             raise Interrupted(f"its state at step {recorder.step} is saved")
         seconds = recorder.seconds
     finally:
         take_off(base, model)
+    memory = processes.gathered(peak_memory())
+    if not processes.is_main():
+        return {}
     shutil.rmtree(directory.attempt / "scratch", ignore_errors=True)
     last = config.train.max_steps
     link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
@@ -138,7 +147,8 @@ def train(
         "seconds_per_step": seconds / last,
         "tokens": tokens,
         "tokens_per_second": tokens / seconds,
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": max(memory, key=lambda used: used["gpu"] or used["resident"] or 0),
+        "processes": processes.count(),
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -169,13 +179,14 @@ def training_rows(config: Config, base: Base) -> tuple[list[TokenizedPair], dict
 def shared_arguments(config: Config, scratch: Path) -> dict[str, Any]:
     """What the trainers of all methods are told."""
     train = config.train
-    micro = micro_batch(train.batch_size, train.micro_batch_size)
+    share = train.batch_size // processes.count()  # accelerate deals the micro batches out in turn: a step has its rows
+    micro = micro_batch(share, train.micro_batch_size)
     schedule = {"constant": "constant_with_warmup"}.get(train.schedule, train.schedule)
     return {
         "output_dir": str(scratch),
         "max_steps": train.max_steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": train.batch_size // micro,
+        "gradient_accumulation_steps": share // micro,
         "train_sampling_strategy": "sequential",  # the rows come in their order
         "learning_rate": train.learning_rate,
         "weight_decay": train.weight_decay,
@@ -195,6 +206,7 @@ def shared_arguments(config: Config, scratch: Path) -> dict[str, Any]:
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,  # every weight of the adapter has its part in the loss
     }
 
 
@@ -204,7 +216,10 @@ def micro_batch(batch_size: int, at_most: int) -> int:
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Writes a line of metrics a step, saves the checkpoints asked for, and says how far the run is."""
+    """Writes a line of metrics a step, saves the checkpoints asked for, and says how far the run is.
+
+    Of several processes, all have one: what they must agree about goes through it. Only the main one's writes.
+    """
 
     def __init__(
         self,
@@ -252,7 +267,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._tell(self.step, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in self.steps:
+        if state.global_step in self.steps and processes.is_main():
             folder = self.directory.attempt / "checkpoints" / step_name(state.global_step)
             shutil.rmtree(folder, ignore_errors=True)
             self.saved[str(state.global_step)] = save_adapter(self.model, folder, self.base_name)
@@ -268,8 +283,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.tokens += self.step_tokens[step - 1]
         line = {"step": step, "samples": step * self.run.config.train.batch_size, "tokens": self.tokens, **logs}
         line["seconds"] = round(self.seconds, 3)
-        with (self.directory.attempt / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if processes.is_main():
+            with (self.directory.attempt / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         loss = float(logs["loss"])
         if not math.isfinite(loss):
             raise TrainingFailed(f"the loss is {loss} at step {step}")
@@ -278,19 +294,21 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self._tell(step, loss)
         self.step = step
         if step < self.run.config.train.max_steps:  # logs come each step, last of all that happens in it
-            self.interrupted = self.should_stop()
+            self.interrupted = processes.agreed(processes.is_main() and self.should_stop())
             if self.interrupted or step % self.run.config.train.state_every == 0:
                 self._save_state()
             control.should_training_stop = control.should_training_stop or self.interrupted
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not processes.is_main():
+            return
         with atomic_write(self.directory.attempt / "metrics.jsonl") as temporary:  # synced to disk as a whole
             shutil.copyfile(self.directory.attempt / "metrics.jsonl", temporary)
 
     def _tell(self, step: int, loss: float | None) -> None:
         """Progress for the live table, at most twice a second."""
         now = time.time()
-        if now - self.told < 0.5 and 0 < step < self.run.config.train.max_steps:
+        if not processes.is_main() or (now - self.told < 0.5 and 0 < step < self.run.config.train.max_steps):
             return
         self.told = now
         elapsed, made = now - self.begun, step - self.first

@@ -1,7 +1,7 @@
 """The training state: what continues an interrupted run exactly where it was, `runs/<id>/state/`.
 
 It is the weights, the optimizer, the schedule, the random states and the position in the data after a whole optimizer
-step. A run that goes on from it ends bit-identical to an undisturbed one on a CPU with the same threads.
+step. A run that goes on from it ends bit-identical to an undisturbed one on a CPU with the same threads and processes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from peft_align.store.records import Damaged, read_json, sha256, sync_tree, verify, write_json
 from peft_align.store.runs import FORMAT, RunDir, step_name
+from peft_align.training import processes
 
 WEIGHTS = "weights.safetensors"
 TRAINER_STATE = "trainer_state.json"  # the name that transformers looks for
@@ -36,14 +37,18 @@ class ExactState:
     _total_train_tokens: int
 
     def save_state_to(self, folder: Path) -> None:
-        """Write the state after the optimizer step that was just made."""
-        folder.mkdir(parents=True)
-        trained = {n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / WEIGHTS, metadata={"tokens": str(self._total_train_tokens)})
-        self._save_optimizer_and_scheduler(str(folder))  # type: ignore[attr-defined]
-        self._save_scaler(str(folder))  # type: ignore[attr-defined]
+        """Write the state after the optimizer step that was just made: the main process what all have, each its own."""
+        if processes.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            trained = {n: p.detach().cpu().contiguous() for n, p in self.model.named_parameters() if p.requires_grad}
+            save_file(trained, folder / WEIGHTS, metadata={"tokens": str(self._total_train_tokens)})
+            self._save_optimizer_and_scheduler(str(folder))  # type: ignore[attr-defined]
+            self._save_scaler(str(folder))  # type: ignore[attr-defined]
+            self.state.save_to_json(str(folder / TRAINER_STATE))
+        processes.wait_for_all()  # there is a folder
         self._save_rng_state(str(folder))  # type: ignore[attr-defined]
-        self.state.save_to_json(str(folder / TRAINER_STATE))
+        processes.wait_for_all()  # all is in it
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint) / WEIGHTS
@@ -61,6 +66,8 @@ class ExactState:
 def save_state(directory: RunDir, trainer: Any, step: int, inputs: Mapping[str, Any], more: Mapping[str, Any]) -> None:
     """Save the state of a trainer in the place of the one before; a kill leaves one of the two.
 
+    Of several processes, all must come here.
+
     Args:
         directory: the run's.
         trainer: with ExactState.
@@ -68,12 +75,13 @@ def save_state(directory: RunDir, trainer: Any, step: int, inputs: Mapping[str, 
         inputs: digests of what it was trained on; a state of other inputs is not gone on from.
         more: what the caller wants back.
     """
+    fresh = directory.state.with_name("state.new")
+    trainer.save_state_to(fresh)
+    if not processes.is_main():
+        return
     metrics = directory.attempt / METRICS
     with metrics.open("rb") as file:
         os.fsync(file.fileno())
-    fresh = directory.state.with_name("state.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    trainer.save_state_to(fresh)
     sync_tree(fresh)
     files = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in sorted(fresh.iterdir())}
     content = {
