@@ -28,6 +28,7 @@ from peft_align.cli import Asked
 from peft_align.config.command_line import parse
 from peft_align.config.compose import ConfigSpace
 from peft_align.errors import InputError
+from peft_align.grid import needs
 from peft_align.grid.planner import Item, Planner
 from peft_align.grid.runs import Sweep
 from peft_align.plan import describe
@@ -531,17 +532,17 @@ def test_a_judge_needs_nothing_where_its_judging_is_done(
     words[len(TINY)] = asked("alpaca_eval", "real_toxicity", "everyday_mc")  # needs nothing either
     items = plan(expand(*words), bare)
     assert {item.why for item in items} == {"evaluate everyday_mc"}
-    assert [str(fault) for fault in sweep.unready(items)] == []
-    assert sweep.not_here(items) == {}
+    assert [str(fault) for fault in needs.unready(items)] == []
+    assert needs.not_here(items) == {}
 
 
 def test_a_stage_asks_only_for_what_it_needs(bare: Path) -> None:
     items = asked_with(*PAPER, "judge=gpt4").plan()
-    assert sweep.unready(items, ("train", "merge")) == []
-    assert sweep.not_here(items, ("train", "merge")) == {}
-    assert sweep.not_here(items, ("judge",)) == {("model", "nicholasKluge/ToxicityModel"): "judge=toxicity_model"}
-    assert {fault.where for fault in sweep.unready(items, ("judge",))} == {"benchmark alpaca_eval", "judge=gpt4"}
-    assert {fault.where for fault in sweep.unready(items, ("evaluate",))} == {"red_instruct (cou)"}
+    assert needs.unready(items, ("train", "merge")) == []
+    assert needs.not_here(items, ("train", "merge")) == {}
+    assert needs.not_here(items, ("judge",)) == {("model", "nicholasKluge/ToxicityModel"): "judge=toxicity_model"}
+    assert {fault.where for fault in needs.unready(items, ("judge",))} == {"benchmark alpaca_eval", "judge=gpt4"}
+    assert {fault.where for fault in needs.unready(items, ("evaluate",))} == {"red_instruct (cou)"}
 
 
 # --- on another base than was trained on

@@ -124,10 +124,13 @@ class RunDir:
 
     def remember(self, content: dict[str, Any]) -> None:
         """Add a line to the history."""
+        self.path.mkdir(parents=True, exist_ok=True)  # it may have stopped before it wrote anything
         with (self.path / "history.jsonl").open("a+b") as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":  # a crash cut the line before
                 file.write(b"\n")
             file.write(json.dumps(content).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def history(self) -> list[dict[str, Any]]:
         """How often it stopped, oldest first; a line that a crash cut is left out."""
