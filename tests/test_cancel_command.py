@@ -61,7 +61,7 @@ def test_scripts_that_were_only_written_are_no_jobs(tmp_path: Path, monkeypatch:
 
 
 def test_jobs_of_another_sweep_are_not_those_that_were_asked_for(tmp_path: Path) -> None:
-    other = new_submission(tmp_path / "outputs/sweeps/main-0123", {"runs": ["a"], "report": None})
+    other = new_submission(tmp_path / "outputs/sweeps/main-0123", {"name": "main", "runs": ["a"], "report": None})
     other.content["arrays"] = [{"name": "00-train", "job": "17", "tasks": [["a"]], "stages": ["train"]}]
     other.save()
     assert "no jobs of adhoc were submitted" in refused(*WORDS)

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 
 from peft_align.cli import Asked, ask, run_verb
-from peft_align.config.identity import slug
 from peft_align.errors import Fault, InputError
 from peft_align.launch import queue
 from peft_align.store.submissions import Submission, submissions
@@ -24,13 +23,13 @@ from peft_align.store.submissions import Submission, submissions
 
 def verb(argv: list[str]) -> int:
     asked = ask(argv, latest=True)
-    own, wanted = _own(asked)
-    if not any(each.jobs or each.content["report"] for each in own):
+    known = [each for each in submissions(asked.root) if each.names]
+    if not any(_own(asked, known, None)[0]):
         raise InputError([Fault("command line", f"no jobs of {asked.sweep.name} were submitted under {asked.root}")])
     queue.need_slurm()
     try:
-        jobs = {job for each in own for job in each.jobs} | {str(r) for each in own if (r := each.content["report"])}
-        living = queue.live_tasks(jobs)
+        living = queue.live_tasks({job: name for each in known for job, name in each.names.items()})
+        own, wanted = _own(asked, known, {task.job for task in living.values()})
         doomed: dict[str, list[str]] = {}
         shared = 0
         for submission in own:
@@ -51,18 +50,21 @@ def verb(argv: list[str]) -> int:
     return 0
 
 
-def _own(asked: Asked) -> tuple[Sequence[Submission], set[str]]:
+def _own(asked: Asked, known: Sequence[Submission], living: set[str] | None) -> tuple[Sequence[Submission], set[str]]:
     """The submissions of this very sweep and its runs; or those of which the words name a part, and that part.
 
     A part has no baselines and no parents: other runs of the sweep need them too.
+
+    Args:
+        asked: the command line.
+        known: what was submitted.
+        living: jobs; what is asked for may have been submitted by itself once, and be part of what lives. None: all.
     """
-    everything = submissions(asked.root)
     runs = {run.id for run in asked.sweep.runs}
-    exact = [each for each in everything if each.content["sweep"] == asked.folder.name]
-    if exact:
+    exact = [each for each in known if each.content["sweep"] == asked.folder.name]
+    named = [each for each in known if each.content["name"] == asked.sweep.name and each not in exact]
+    if exact and (living is None or not named or any(living & set(each.names) for each in exact)):
         return exact, runs
-    prefix = f"{slug([asked.sweep.name])}-"
-    named = [each for each in everything if each.content["sweep"].startswith(prefix)]
     part = {run.id for run in asked.sweep.runs if run.kind != "baseline" and not run.is_parent_only}
     return [each for each in named if runs <= set(each.content["runs"])], part
 

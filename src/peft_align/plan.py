@@ -170,7 +170,9 @@ def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool, on_slurm
         card = f", {human_bytes(entry['gpu_bytes'])} of a GPU" if entry["gpu_bytes"] else ""
         who = f"{entry['model']} {entry['method']} on {entry['base']}"
         asks = f"time={entry['time']} mem={entry['mem']}"
-        console.print(f"to ask for: {who}: {asks}{card} ({entry['runs']} runs measured)", markup=False, highlight=False)
+        console.print(
+            f"to ask for, to train: {who}: {asks}{card} ({entry['runs']} runs measured)", markup=False, highlight=False
+        )
     seconds = content["training_seconds"]
     time = human_time(seconds) if seconds is not None else "unknown: no like run was measured here yet"
     console.print(f"disk for adapters: {human_bytes(content['disk_bytes'])}; training time on one device: {time}")

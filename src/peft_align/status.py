@@ -23,7 +23,7 @@ from rich.console import Console
 
 from peft_align.cli import ask, run_verb
 from peft_align.grid.cost import human_time, seconds_left
-from peft_align.launch.follow import cluster_states
+from peft_align.launch.follow import Unanswered, cluster_states
 from peft_align.launch.watch import STATES, line, summary, tail
 from peft_align.store.runs import RunDir
 
@@ -33,7 +33,11 @@ SHOWN_LOGS = 3  # failed runs whose log's end is shown
 def verb(argv: list[str]) -> int:
     asked = ask(argv, ["--json"], latest=True)
     items = asked.plan()
-    states = cluster_states(asked.planner, items)
+    try:
+        states, _ = cluster_states(asked.planner, items)
+    except Unanswered as error:
+        print(error, file=sys.stderr)
+        states = error.states
     counts = Counter(state.state for state in states)
     seconds = seconds_left(asked.root, items)
     if "--json" in asked.line.flags:

@@ -81,8 +81,9 @@ def _submitted(asked: Asked, launcher: Slurm, todo: Sequence[Item], stages: tupl
     left = given_up(asked.root, todo, launcher.attempts)
     for run_id, why in left.items():
         print(f"left alone after {launcher.attempts} attempts without getting further: {run_id}: {why}")
+    unmade = {item.run.id for item in todo if item.to_make}
     for item in order(todo):
-        behind = next((parent for parent in item.run.parents if parent in left), None)
+        behind = next((parent for parent in item.run.parents if parent in left and parent in unmade), None)
         if behind is not None and item.to_make:
             left[item.run.id] = f"starts from {behind}"
             print(f"left alone with its parent: {item.run.id}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -109,7 +110,8 @@ def test_cancel_ends_the_jobs_of_this_sweep_only_or_those_of_the_named_values(
     slurm.wait(lambda: " 4 running" in on_slurm("status", *mine).stdout.replace(":", ""), 120)
     assert "1 tasks of 1 runs cancelled" in on_slurm("cancel", *LONG, "train.max_steps=100000", "seed=1").stdout
     slurm.wait(lambda: "Slurm says CANCELLED" in on_slurm("status", *mine).stdout, 60)
-    assert "3 tasks of 3 runs cancelled" in on_slurm("cancel", *mine).stdout
+    said = on_slurm("cancel", *mine).stdout  # the baseline may be done by now
+    assert re.search("3 tasks of 3 runs|2 tasks of 2 runs", said), said
     slurm.wait(lambda: set(slurm.queue()) <= others, 60)
     assert set(slurm.queue()) == others
 

@@ -137,7 +137,7 @@ def test_own_task_equals_the_command_line_for_an_adapter_and_the_base(tmp_path: 
         compare(mine, theirs(base, adapter, "everyday_mc", 6, 0, tmp_path, tmp_path / run.kind))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_mmlu_of_smollm2_equals_the_command_line_for_an_adapter(mirror: Path, smollm2: Path, tmp_path: Path) -> None:
     """5-shot, 57 subjects, 2 questions each; an adapter trained on real rows, in fp32."""
     run = sweep_of(

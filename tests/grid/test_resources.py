@@ -71,6 +71,22 @@ def test_a_rule_may_take_the_gpus_away_and_what_it_leaves_out_stays() -> None:
     assert directives(allocation(asked, "judge", run_of())) == ["--time=60"]
 
 
+def test_a_rule_that_says_the_gpus_in_one_word_says_all_of_them() -> None:
+    run = run_of(*WORDS)
+    asked = resources(rule({"stage": "train"}, gpus=4), gres="gpu:a100:1")
+    assert directives(allocation(asked, "train", run)) == ["--gpus-per-node=4"]
+    assert directives(allocation(asked, "evaluate", run)) == ["--gres=gpu:a100:1"]
+    asked = resources(rule({"stage": "train"}, gres="gpu:h200:1"), gpus=4)
+    assert (allocation(asked, "train", run).gpus, allocation(asked, "evaluate", run).gpus) == (None, 4)
+    assert directives(allocation(asked, "train", run)) == ["--gres=gpu:h200:1"]
+
+
+def test_a_rule_takes_an_option_away_with_an_empty_text() -> None:
+    asked = resources(rule({"stage": "judge"}, qos="", constraint=""), qos="long", constraint="a100")
+    assert directives(allocation(asked, "judge")) == []
+    assert directives(allocation(asked, "report")) == ["--qos=long", "--constraint=a100"]
+
+
 def test_a_list_of_a_rule_takes_the_place_of_the_list_before() -> None:
     asked = resources(rule({"stage": "judge"}, setup=["b"], extra=["--nice"]), setup=["a"], extra=["--exclude=n1"])
     assert allocation(asked, "judge", run_of()) == Allocation(setup=["b"], extra=["--nice"])
@@ -309,6 +325,41 @@ def test_everything_that_is_wrong_with_the_rules_is_told_at_once_with_what_was_m
 def test_a_setting_that_there_is_not_is_told_with_the_one_that_was_meant(word: str, told: str) -> None:
     found = faults(*WORDS, word)
     assert any(told in each for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["resources.gres=gpu:a100:4"], "gpu:a100:4 is 4 GPUs, and gpus, the processes that train a run, is 1"),
+        (
+            ["resources.gres=gpu:2", "resources.gpus=4"],
+            "gpu:2 is 2 GPUs, and gpus, the processes that train a run, is 4",
+        ),
+        (["resources.extra=['--array=0-3']"], "--array is the launcher's own"),
+        (["resources.extra=['-M other']"], "-M is the launcher's own"),
+        (["launcher=slurm", "resources.time='00:02:00'"], "leaves no time before launcher.signal_before=120"),
+        (["launcher=slurm", "resources.time='30'", "launcher.signal_before=1800"], "30 leaves no time before"),
+    ],
+)
+def test_what_slurm_would_take_and_no_run_could_live_with_is_refused(words: list[str], told: str) -> None:
+    found = faults(*WORDS, *words)
+    assert any(told in each for each in found), found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["resources.gres=gpu:a100:4", "resources.gpus=4"],
+        ["resources.gres=gpu:a100"],
+        ["resources.gres='craynetwork:1,gpu:1'"],
+        ["resources.gres=gpu:4", "resources.gpus=0"],
+        ["launcher=slurm", "resources.time='00:10:00'"],
+        ["launcher=slurm", "resources.time=UNLIMITED"],
+        ["resources.time='00:01:00'"],
+    ],
+)
+def test_what_agrees_is_taken(words: list[str]) -> None:
+    assert expand(*WORDS, *words).runs
 
 
 @pytest.mark.parametrize(

@@ -72,16 +72,16 @@ def nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_living_tasks_of_the_asked_jobs_are_told_with_why_they_wait(command: Command) -> None:
     log = command(
         "squeue",
-        "17_0|RUNNING|None\n17_1|PENDING|Resources\n17_2|PENDING|Dependency\n18|CONFIGURING|None\n"
-        "19_0|PENDING|QOSMaxJobsPerUserLimit (see | the manual)\n170_0|RUNNING|None\n",
+        "17_0|RUNNING|a|None\n17_1|PENDING|a|Resources\n17_2|PENDING|a|Dependency\n18|CONFIGURING|b|None\n"
+        "19_0|PENDING|c|QOSMaxJobsPerUserLimit (see | the manual)\n170_0|RUNNING|a|None\n",
     )
-    found = queue.live_tasks(["17", "18", "19"])
+    found = queue.live_tasks({"17": "a", "18": "b", "19": None})
     assert found == {
-        "17_0": Task("17_0", "RUNNING", "None"),
-        "17_1": Task("17_1", "PENDING", "Resources"),
-        "17_2": Task("17_2", "PENDING", "Dependency"),
-        "18": Task("18", "CONFIGURING", "None"),
-        "19_0": Task("19_0", "PENDING", "QOSMaxJobsPerUserLimit (see | the manual)"),
+        "17_0": Task("17_0", "RUNNING", "a", "None"),
+        "17_1": Task("17_1", "PENDING", "a", "Resources"),
+        "17_2": Task("17_2", "PENDING", "a", "Dependency"),
+        "18": Task("18", "CONFIGURING", "b", "None"),
+        "19_0": Task("19_0", "PENDING", "c", "QOSMaxJobsPerUserLimit (see | the manual)"),
     }
     assert {task.id for task in found.values() if task.waits} == {"17_1", "17_2", "19_0"}
     assert len(log.read_text().splitlines()) == 1
@@ -89,17 +89,45 @@ def test_the_living_tasks_of_the_asked_jobs_are_told_with_why_they_wait(command:
 
 def test_what_has_ended_and_is_still_listed_does_not_live(command: Command) -> None:
     ended = (*queue.ENDED, "COMPLETED")
-    command("squeue", "".join(f"17_{i}|{state}|None\n" for i, state in enumerate(ended)) + "17_99|COMPLETING|None\n")
-    assert list(queue.live_tasks(["17"])) == ["17_99"]
+    command(
+        "squeue", "".join(f"17_{i}|{state}|a|None\n" for i, state in enumerate(ended)) + "17_99|COMPLETING|a|None\n"
+    )
+    assert list(queue.live_tasks({"17": None})) == ["17_99"]
+
+
+def test_a_job_of_another_name_has_only_got_the_number_since(command: Command) -> None:
+    command("squeue", "17_0|RUNNING|main.1.00-train|None\n18_0|RUNNING|somebody-else|None\n")
+    assert list(queue.live_tasks({"17": "main.1.00-train", "18": "main.1.01-train"})) == ["17_0"]
+    assert queue.jobs_named({"main.1.00-train", "main.1.02-train"}) == {"main.1.00-train": "17"}
+
+
+def test_the_jobs_of_all_who_submitted_are_looked_for(command: Command) -> None:
+    log = command("squeue", "17_0|RUNNING|a|None\n")
+    queue.live_tasks({"17": "a"}, {"ute", "jo"})
+    queue.live_tasks({"17": "a"})
+    first, second = log.read_text().splitlines()
+    assert "--user=jo,ute" in first
+    assert "--me" in second
+
+
+def test_a_users_own_defaults_of_slurm_do_not_hold(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SBATCH_JOB_NAME", "SBATCH_NO_REQUEUE", "SQUEUE_FORMAT", "SACCT_FORMAT"):
+        monkeypatch.setenv(name, "mine")
+    monkeypatch.setenv("SLURM_CONF", "/kept")
+    command(
+        "sbatch", when="env | grep -c -E '^(SBATCH|SQUEUE|SACCT)_' >&2; test $SLURM_CONF = /kept && echo 4711; exit 0"
+    )
+    assert queue.submit("/x.sbatch", []) == "4711"
+    assert queue.call("sbatch").strip() == "4711"
 
 
 def test_an_empty_queue_has_no_tasks(command: Command) -> None:
     command("squeue", "")
-    assert queue.live_tasks(["17"]) == {}
+    assert queue.live_tasks({"17": None}) == {}
 
 
 def test_where_no_job_is_asked_for_slurm_is_not_asked(nothing_there: None) -> None:
-    assert queue.live_tasks([]) == {}
+    assert queue.live_tasks({}) == {}
     assert queue.ends_of([]) == {}
 
 
@@ -186,6 +214,32 @@ def test_without_accounting_the_controller_is_asked_for_what_it_still_knows(comm
     assert not accounting.exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "indices"),
+    [("3", [3]), ("1,4-6", [1, 4, 5, 6]), ("0-7%2", list(range(8))), ("0-8:2", [0, 2, 4, 6, 8]), ("1,3,...", [1, 3])],
+)
+def test_every_form_of_a_list_of_indices_is_read(command: Command, text: str, indices: list[int]) -> None:
+    config = 'case "$*" in *config*) echo "AccountingStorageType = accounting_storage/none"; exit 0;; esac'
+    command("scontrol", f"JobId=9 ArrayJobId=9 ArrayTaskId={text} JobState=CANCELLED ExitCode=0:0\n", when=config)
+    assert list(queue.ends_of([f"9_{i}" for i in range(10)])) == [f"9_{i}" for i in indices]
+
+
+def test_what_accounting_has_not_heard_yet_the_controller_says(command: Command) -> None:
+    config = f'case "$*" in *config*) printf %s {shlex.quote(CONFIG)}; exit 0;; esac'
+    command("scontrol", "JobId=17 ArrayJobId=17 ArrayTaskId=0 JobState=OUT_OF_MEMORY ExitCode=0:125\n", when=config)
+    command("sacct", "a message of the day\n17_0|RUNNING|0:0\n")
+    assert queue.ends_of(["17_0"])["17_0"].kind == "out_of_memory"
+
+
+def test_a_slurm_that_does_not_answer_is_not_one_that_knows_nothing(command: Command) -> None:
+    config = f'case "$*" in *config*) printf %s {shlex.quote(CONFIG)}; exit 0;; esac'
+    command("sacct", "17_0|FAILED|1:0\n")
+    command("scontrol", code=1, error="slurm_load_jobs error: Unable to contact slurm controller\n", when=config)
+    with pytest.raises(SlurmError, match="Unable to contact"):
+        queue.ends_of(["17_0", "17_1"])
+    assert queue.ends_of(["17_0"])["17_0"].kind == "failed"
+
+
 def test_a_job_without_an_array_is_known_by_its_own_number(command: Command) -> None:
     config = 'case "$*" in *config*) echo "AccountingStorageType = (null)"; exit 0;; esac'
     command("scontrol", "JobId=31 JobName=report JobState=TIMEOUT ExitCode=0:0\n", when=config)
@@ -236,11 +290,12 @@ def test_a_slurm_that_does_not_answer_gives_its_reason(command: Command) -> None
     command("squeue", code=1, error=error)
     command("scontrol", code=1, error="slurm_load_ctl_conf error: Unable to contact slurm controller\n")
     with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
-        queue.live_tasks(["17"])
+        queue.live_tasks({"17": None})
     with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
         queue.settings()
     assert not queue.answers()
-    assert not queue.has_accounting()
+    with pytest.raises(SlurmError):
+        queue.has_accounting()
 
 
 def test_it_is_asked_again_after_it_did_not_answer(command: Command) -> None:
@@ -254,28 +309,28 @@ def test_it_is_asked_again_after_it_did_not_answer(command: Command) -> None:
 def test_a_slurm_that_says_nothing_at_all_is_told_by_its_exit_code(command: Command) -> None:
     command("squeue", code=7)
     with pytest.raises(SlurmError, match="exit code 7"):
-        queue.live_tasks(["17"])
+        queue.live_tasks({"17": None})
 
 
 def test_a_slurm_that_hangs_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue, "TIMEOUT", 0.2)
     command("squeue", when="exec sleep 60")
     with pytest.raises(SlurmError, match="squeue did not answer"):
-        queue.live_tasks(["17"])
+        queue.live_tasks({"17": None})
 
 
 def test_a_machine_without_slurm_is_told(nothing_there: None) -> None:
     assert not queue.is_there()
     assert not queue.answers()
     with pytest.raises(SlurmError, match="squeue is not on this machine"):
-        queue.live_tasks(["17"])
+        queue.live_tasks({"17": None})
     with pytest.raises(InputError, match=r"launcher=slurm: sbatch is not on this machine.*launcher\.dry_run"):
         queue.need_slurm()
 
 
 def test_a_line_that_is_no_task_is_passed_over(command: Command) -> None:
-    command("squeue", "a message of the day\n17_0|RUNNING|None\n")
-    assert list(queue.live_tasks(["17"])) == ["17_0"]
+    command("squeue", "a message of the day\n17_0|RUNNING|a|None\n")
+    assert list(queue.live_tasks({"17": None})) == ["17_0"]
 
 
 # --- submitting

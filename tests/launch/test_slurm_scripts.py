@@ -523,6 +523,21 @@ def test_what_is_left_alone_keeps_the_children_of_a_parent_out_too(
     assert child.id not in planned, "it would ask for a node only to find that its parent is not done"
 
 
+def test_a_trained_parent_whose_evaluation_is_left_alone_has_children(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "outputs"
+    words = ("method=sft,dpo", "method.init=sft")
+    parent, child = trained(expand(*SMALL, *words))
+    finish_training(root, parent)
+    for _ in range(3):
+        RunDir(root, parent.id).fail("evaluate", "out of memory", "out_of_memory")
+    told_to(*DRY, *words)
+    planned = {run for array in only(root).content["arrays"] for task in array["tasks"] for run in task}
+    assert parent.id not in planned
+    assert child.id in planned
+
+
 def test_a_done_child_of_what_is_trained_again_is_submitted_too_as_it_is_done_here(tmp_path: Path) -> None:
     root = tmp_path / "outputs"
     words = ("method=sft,dpo", "method.init=sft")

@@ -127,3 +127,34 @@ def test_the_package_is_the_one_that_runs_and_needs_no_torch_to_be_frozen() -> N
     assert package() == Path(peft_align.__file__).parent
     ask = "import sys, peft_align.store.code as c; c.code_digest(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_of_options_what_is_no_option_is_left_where_it_is(tmp_path: Path, checkout: Path, own: list[Path]) -> None:
+    (own[0] / ".#mine.yaml").symlink_to("an-editors-lock")
+    (own[0] / "notes.txt").write_text("not read by anybody", encoding="utf-8")
+    (own[0] / "model/loop").symlink_to(own[0])
+    place = frozen(tmp_path, own[:1])
+    assert [path.name for path in (place / "config-0").rglob("*") if path.is_file()] == ["mine.yaml"]
+
+
+def test_results_that_lie_among_the_options_are_not_copied(tmp_path: Path, checkout: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("", encoding="utf-8")
+    for name in ("runs", "sweeps/one"):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+    (tmp_path / "outputs/sweeps/one/old.yaml").write_text("", encoding="utf-8")
+    place = freeze(tmp_path / "outputs/sweeps/one", tmp_path / "conf", [tmp_path])
+    names = [path.relative_to(place / "config-0").as_posix() for path in (place / "config-0").rglob("*.yaml")]
+    assert sorted(names) == ["conf/config.yaml", "mine.yaml"]
+    assert freeze(tmp_path / "outputs/sweeps/one", tmp_path / "conf", [tmp_path]) == place
+
+
+def test_options_behind_a_link_are_part_of_the_copy_and_of_its_name(
+    tmp_path: Path, checkout: Path, own: list[Path]
+) -> None:
+    (own[0] / "train").symlink_to(own[1] / "model")
+    before = frozen(tmp_path, own[:1])
+    assert (before / "config-0/train/mine.yaml").read_text() == "# more options\n"
+    (own[1] / "model/mine.yaml").write_text("# edited\n", encoding="utf-8")
+    after = frozen(tmp_path, own[:1])
+    assert after != before
+    assert (after / "config-0/train/mine.yaml").read_text() == "# edited\n"

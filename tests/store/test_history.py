@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from peft_align.store.records import write_json
 from peft_align.store.runs import COUNTED, STOPS, RunDir, this_task
 
 
@@ -19,7 +20,9 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 def stop(directory: RunDir, kind: str, step: int = 0, stage: str = "train") -> None:
-    """Stop at a step as a worker does: it was in progress before."""
+    """Stop at a step as a worker does: it was in progress before, and training had saved its state."""
+    if stage == "train":
+        write_json(directory.state / "record.json", {"step": step})
     directory.report_progress(stage=stage, step=step, of=100)
     directory.fail(stage, "so it was", kind)
 
@@ -76,13 +79,31 @@ def test_getting_further_before_the_cluster_took_its_node_counts_as_further(dire
     assert directory.attempts() == 1
 
 
-def test_another_stage_starts_the_count_again(directory: RunDir) -> None:
+def test_what_is_recorded_in_between_starts_the_count_again(directory: RunDir) -> None:
     stop(directory, "failed", 90)
     stop(directory, "failed", 90)
+    write_json(directory.path / "train.json", {})
     stop(directory, "out_of_memory", 0, "evaluate")
     assert directory.attempts() == 1
     stop(directory, "out_of_memory", 0, "evaluate")
     assert directory.attempts() == 2
+
+
+def test_texts_of_a_later_benchmark_are_further_however_few_they_are(directory: RunDir) -> None:
+    for done, texts in ((3, 800), (6, 300), (9, 200)):
+        for i in range(done):
+            write_json(directory.evaluation(f"benchmark-{i}") / "record.json", {})
+        stop(directory, "time_limit", texts, "evaluate")
+        assert directory.attempts() == 1
+    stop(directory, "time_limit", 200, "evaluate")
+    assert directory.attempts() == 2
+
+
+def test_steps_that_no_state_was_saved_of_are_not_further(directory: RunDir) -> None:
+    for step in (50, 51, 52):
+        directory.report_progress(stage="train", step=step, of=100)
+        directory.fail("train", "no memory", "out_of_memory")
+    assert directory.attempts() == 3
 
 
 def test_coming_to_its_end_starts_the_count_again(directory: RunDir) -> None:

@@ -61,7 +61,7 @@ def build_sweep(space: ConfigSpace, line: CommandLine) -> Sweep:
     axis_keys += ["inputs"] if any(run.kind == "merge" for run in runs) else []
     name = "+".join(grid.name for grid in grids) or "adhoc"
     config = next(iter(runs)).config
-    if faults := rule_faults(space, config.resources):
+    if faults := rule_faults(space, config.resources, getattr(config.launcher, "signal_before", None)):
         raise InputError(faults)
     return Sweep(name, runs, excluded, notes, tuple(dict.fromkeys(axis_keys)), config, line.words)
 

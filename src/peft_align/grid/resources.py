@@ -13,6 +13,19 @@ from peft_align.grid.runs import STAGES, Run
 
 KINDS = ("train", "merge", "baseline", "external")
 ALL_STAGES = (*STAGES, "report")
+GPUS = {"gpus", "gres"}
+EARLY = 60  # seconds that Slurm may signal too soon (sbatch(1), --signal)
+OURS = {  # options of sbatch that a script has already -> what to say instead
+    "--array": "see launcher.max_array, launcher.throttle, launcher.runs_per_task",
+    "-a": "see launcher.max_array, launcher.throttle, launcher.runs_per_task",
+    "--signal": "see launcher.signal_before",
+    "--clusters": "submit from a login node of that cluster",
+    "-M": "submit from a login node of that cluster",
+    **dict.fromkeys(("--job-name", "-J"), "jobs are known by their names"),
+    **dict.fromkeys(("--output", "-o", "--error", "-e", "--open-mode"), "why a task ended is read from its log"),
+    **dict.fromkeys(("--dependency", "-d"), "stages wait for each other already"),
+    **dict.fromkeys(("--chdir", "-D"), "paths are as they were where you submit"),
+}
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 OPTIONS = {
     "partition": "--partition",
@@ -35,24 +48,34 @@ def allocation(resources: Resources, stage: str, run: Run | None = None, judge: 
     asked = {f.name: getattr(resources, f.name) for f in dataclasses.fields(Allocation)}
     for rule in resources.rules or ():
         if all(names.get(key) == wanted for key, wanted in rule.where.items()):
-            asked |= {name: given for name, given in dataclasses.asdict(rule.set).items() if given is not None}
+            given = {name: value for name, value in dataclasses.asdict(rule.set).items() if value is not None}
+            if given.keys() & GPUS:  # two words for one thing: what a rule says of it is all of it
+                asked |= dict.fromkeys(GPUS)
+            asked |= given
     return Allocation(**asked)
 
 
 def directives(asked: Allocation) -> list[str]:
     """The options of sbatch; what is not asked for is not named."""
-    options = [f"{flag}={getattr(asked, name)}" for name, flag in OPTIONS.items() if getattr(asked, name) is not None]
+    given = ((flag, getattr(asked, name)) for name, flag in OPTIONS.items())
+    options = [f"{flag}={value}" for flag, value in given if value not in (None, "")]
     if asked.gpus == 0:
         pass  # a rule takes away what the others ask for
-    elif asked.gres is not None:
+    elif asked.gres:
         options.append(f"--gres={asked.gres}")
     elif asked.gpus:
         options.append(f"--gpus-per-node={asked.gpus}")
     return options + list(asked.extra or ())
 
 
-def rule_faults(space: ConfigSpace, resources: Resources) -> list[Fault]:
-    """What is wrong with the resources asked for that Slurm would not tell: rules that fit nothing, odd limits."""
+def rule_faults(space: ConfigSpace, resources: Resources, signal_before: int | None = None) -> list[Fault]:
+    """What is wrong with the resources asked for that Slurm would not tell: rules that fit nothing, odd limits.
+
+    Args:
+        space: knows the options that a rule may name.
+        resources: what a sweep asks for.
+        signal_before: seconds before the time limit at which tasks stop; None: they do not.
+    """
     faults: list[Fault] = []
     closed = {"stage": list(ALL_STAGES), "kind": list(KINDS)}
     for i, rule in enumerate(resources.rules or ()):
@@ -71,7 +94,15 @@ def rule_faults(space: ConfigSpace, resources: Resources) -> list[Fault]:
         if asked.time is not None and seconds_of(asked.time) is None:
             hint = "as Slurm takes it: minutes, H:M:S, D-H, D-H:M:S; in YAML in quotes"
             faults.append(Fault(f"{where}.time", f"'{asked.time}' is no time limit", hint))
+        elif asked.time and signal_before and (seconds_of(asked.time) or 0) <= signal_before + EARLY:
+            what = f"{asked.time} leaves no time before launcher.signal_before={signal_before} (seconds, and a minute)"
+            faults.append(Fault(f"{where}.time", what, "a longer time or a later signal"))
+        if (count := _gpus_of(asked.gres)) is not None and asked.gpus != 0 and count != (asked.gpus or 1):
+            what = f"{asked.gres} is {count} GPUs, and gpus, the processes that train a run, is {asked.gpus or 1}"
+            faults.append(Fault(f"{where}.gres", what, f"say gpus: {count} beside it"))
         for line in asked.extra or ():
+            if (flag := line.partition("=")[0].split(" ")[0]) in OURS:
+                faults.append(Fault(f"{where}.extra", f"{flag} is the launcher's own", OURS[flag]))
             if not line.startswith("-") or "\n" in line:
                 faults.append(
                     Fault(
@@ -81,6 +112,12 @@ def rule_faults(space: ConfigSpace, resources: Resources) -> list[Fault]:
                     )
                 )
     return faults
+
+
+def _gpus_of(gres: str | None) -> int | None:
+    """How many GPUs 'gpu:2' or 'gpu:a100:2,shard:1' are; None if it names none."""
+    parts = [part.split(":") for part in (gres or "").split(",") if part.split(":")[0] == "gpu"]
+    return sum(int(last) if (last := part[-1]).isdigit() else 1 for part in parts) if parts else None
 
 
 def seconds_of(limit: str) -> float | None:

@@ -20,31 +20,45 @@ from peft_align.launch.watch import State, observe, running, summary, table
 from peft_align.store.runs import RunDir
 from peft_align.store.submissions import Submission, submissions
 
-LOOK = 5.0  # seconds between looks at the queue
+SOON, LATER = 2.0, 30.0  # seconds between looks at the queue: at first, and in the end
 PLAIN_INTERVAL = 60.0  # seconds between lines where there is no terminal
 
 
-def cluster_states(planner: Planner, items: Sequence[Item]) -> list[State]:
-    """The state of every run; without Slurm, or submissions, what the disk says."""
+def cluster_states(planner: Planner, items: Sequence[Item]) -> tuple[list[State], set[str]]:
+    """The state of every run, and the jobs that live; without Slurm, or submissions, what the disk says.
+
+    Raises:
+        Unanswered: Slurm does not answer; it holds what the disk says.
+    """
     states = [observe(planner, item) for item in items]
     known = submissions(planner.root)
     open_ids = {state.run_id for state in states if state.state != "done"}
-    if not known or not open_ids or not queue.is_there():
-        return states
+    if not known or not queue.is_there():
+        return states, set()
     tasks = _tasks_of(known, open_ids)
     try:
-        living = queue.live_tasks({task.partition("_")[0] for found in tasks.values() for task in found})
-        silent = {s.run_id: _last_task(planner, s.run_id) for s in states if s.state in ("lost", "failed")}
+        names = {job: name for submission in known for job, name in submission.names.items()}
+        living = queue.live_tasks(names, {submission.content["user"] for submission in known})
+        silent = {s.run_id: _untold(planner, s) for s in states if s.state in ("lost", "failed")}
         asked = [task for task in silent.values() if task and task not in living]
         ends = queue.ends_of(asked) if asked else {}
-    except queue.SlurmError:
-        return states
-    return [
+    except queue.SlurmError as error:
+        raise Unanswered(error, states) from None
+    told = [
         state
         if state.run_id not in open_ids
         else _explained(planner, state, tasks.get(state.run_id, []), living, ends, silent.get(state.run_id))
         for state in states
     ]
+    return told, {task.job for task in living.values()}
+
+
+class Unanswered(RuntimeError):
+    """Slurm does not answer; `states` is what the disk says."""
+
+    def __init__(self, error: Exception, states: list[State]) -> None:
+        super().__init__(f"Slurm does not answer, so this is what the disk says alone: {error}")
+        self.states = states
 
 
 def _explained(
@@ -85,11 +99,11 @@ def _tasks_of(known: Sequence[Submission], runs: set[str]) -> dict[str, list[str
     return found
 
 
-def _last_task(planner: Planner, run_id: str) -> str | None:
-    """The task that was at a run last."""
-    directory = RunDir(planner.root, run_id)
+def _untold(planner: Planner, state: State) -> str | None:
+    """The task that was at a run last, if the record does not say why it stopped."""
+    directory = RunDir(planner.root, state.run_id)
     told: dict[str, Any] = directory.progress() or directory.failure() or {}
-    return told.get("task")
+    return told.get("task") if state.state == "lost" or told.get("kind") == "stopped" else None
 
 
 def follow(planner: Planner, items: Sequence[Item], folder: Path) -> list[State]:
@@ -98,33 +112,36 @@ def follow(planner: Planner, items: Sequence[Item], folder: Path) -> list[State]
     An interruption ends the showing, not the jobs.
     """
     own = {job for submission in submissions(planner.root, folder.name) for job in submission.jobs}
-    console, begun, told = Console(), time.time(), 0.0
-    states = cluster_states(planner, items)
+    console, begun, told, pause = Console(), time.time(), 0.0, SOON
+    states: list[State] = []
 
     def look() -> bool:
-        nonlocal states
-        fresh = [planner.item(item.run) for item in items]
-        states = cluster_states(planner, fresh)
-        with suppress(queue.SlurmError):  # it will answer again
-            return bool(queue.live_tasks(own))
-        return True
+        nonlocal states, pause
+        pause = min(LATER, pause * 1.5)
+        try:
+            states, living = cluster_states(planner, [planner.item(item.run) for item in items])
+        except Unanswered as error:  # it will answer again
+            states = error.states
+            return True
+        return bool(living & own)
 
     try:
         if console.is_terminal:
             with Live(console=console, refresh_per_second=2, transient=True) as live:
                 while look():
                     live.update(table(states, begun))
-                    time.sleep(LOOK)
+                    time.sleep(pause)
         else:
             while look():
                 if time.time() - told > PLAIN_INTERVAL:
                     print(summary(Counter(state.state for state in states)), flush=True)
                     told = time.time()
-                time.sleep(LOOK)
+                time.sleep(pause)
     except KeyboardInterrupt:
         print("the jobs go on; python -m peft_align.cancel ends them", flush=True)
         raise
     settle([RunDir(planner.root, state.run_id) for state in states if state.state != "done"])
-    states = cluster_states(planner, [planner.item(item.run) for item in items])
+    with suppress(Unanswered):
+        states, _ = cluster_states(planner, [planner.item(item.run) for item in items])
     print(summary(Counter(state.state for state in states)), flush=True)
     return states

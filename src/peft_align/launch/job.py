@@ -109,6 +109,8 @@ class Worker:
                 forms = item.to_save if "merge" in self.stages else ()
                 evaluates = "evaluate" in self.stages and bool(item.missing)
                 if not (make or forms or evaluates or self._to_judge(item)):
+                    if item.done:
+                        directory.clear_state()  # what failed before was done since
                     return self._is_not_blocked(item, directory)
                 if self.stages != ("judge",):  # what failed before is none of a judge's business
                     directory.clear_state()
@@ -145,6 +147,8 @@ class Worker:
                 return False
             finally:
                 (directory.path / "progress.json").unlink(missing_ok=True)
+            if planner.item(run).done:
+                directory.clear_state()
             if directory.history():
                 directory.remember({"kind": "done", "stage": stage, "time": time.time(), "task": this_task()})
             return True
@@ -203,6 +207,8 @@ class Worker:
                     train_here(run, directory, base, self.sweep, lambda: bool(asked_to_stop.by))
         except Interrupted as interrupted:
             raise Stopped(128 + asked_to_stop.by) from interrupted
+        if asked_to_stop.by:  # in the last step: it is trained, and the time for the rest is not there
+            raise Stopped(128 + asked_to_stop.by)
 
     def _save(self, run: Run, directory: RunDir, form: str) -> None:
         from peft_align.models.merged import save_merge

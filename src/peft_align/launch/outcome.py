@@ -86,7 +86,7 @@ def settle(root_dirs: Sequence[RunDir]) -> None:
     if not tasks or not queue.is_there():
         return
     try:
-        living = queue.live_tasks({task.partition("_")[0] for task in tasks})
+        living = queue.live_tasks({task.partition("_")[0]: None for task in tasks})
         ends = queue.ends_of([task for task in tasks if task not in living])
     except queue.SlurmError:
         return
@@ -95,10 +95,8 @@ def settle(root_dirs: Sequence[RunDir]) -> None:
         if task in living:
             continue
         end = ends.get(task)
-        kind, what = (
-            (end.kind, end.told) if end else ("lost", "its job is gone, and Slurm knows nothing of it any more")
-        )
+        kind, what = (end.kind, end.told) if end else ("lost", GONE)
         with directory.lock() as mine:
-            if mine:
+            if mine and told in (directory.progress(), directory.failure()):  # nothing has happened since
                 step = told.get("step") or 0
                 directory.fail(str(told["stage"]), what, kind, step=step, task=task, log=str(directory.log))

@@ -6,15 +6,20 @@ Text formats, not JSON, whose schema varies from version to version (22.05 and l
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from peft_align.errors import Fault, InputError
 
 TIMEOUT = 60.0  # seconds for one answer
 AT_A_TIME = 400  # job ids in one call
+# A user's own defaults would win over what a script says, or hide jobs.
+DEFAULTS = ("SBATCH_", "SQUEUE_", "SCANCEL_", "SACCT_")
+UNKNOWN = "Invalid job id"  # what scontrol says of a job that is forgotten
+UNFINISHED = ("RUNNING", "PENDING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESIZING", "CONFIGURING")
 ENDED = {  # states of ended jobs -> why a run stopped (store/runs.py, STOPS)
     "OUT_OF_MEMORY": "out_of_memory",
     "NODE_FAIL": "node_failure",
@@ -30,11 +35,16 @@ ENDED = {  # states of ended jobs -> why a run stopped (store/runs.py, STOPS)
 
 @dataclass(frozen=True)
 class Task:
-    """A task that Slurm has not ended: its id as JOB_INDEX, its state, and why it waits."""
+    """A task that Slurm has not ended: its id as JOB_INDEX, its state, its job's name, and why it waits."""
 
     id: str
     state: str
+    name: str
     reason: str
+
+    @property
+    def job(self) -> str:
+        return self.id.partition("_")[0]
 
     @property
     def waits(self) -> bool:
@@ -86,8 +96,17 @@ def answers() -> bool:
 
 def call(*words: str) -> str:
     """The output of a Slurm command. Raises SlurmError."""
+    environment = {name: given for name, given in os.environ.items() if not name.startswith(DEFAULTS)}
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            stdin=subprocess.DEVNULL,
+            env={**environment, "SLURM_BITSTR_LEN": "0"},  # indices of arrays whole, not cut to 64 characters
+            start_new_session=True,  # Ctrl-C is for us to hear: a submission is whole or not at all
+        )
     except FileNotFoundError:
         raise SlurmError(f"{words[0]} is not on this machine") from None
     except subprocess.TimeoutExpired:
@@ -98,32 +117,53 @@ def call(*words: str) -> str:
     return done.stdout
 
 
-def live_tasks(jobs: Iterable[str]) -> dict[str, Task]:
-    """Of these jobs, the tasks that wait or run, by their ids. Raises SlurmError if Slurm does not answer."""
-    wanted = set(jobs)
-    if not wanted:
+def live_tasks(jobs: Mapping[str, str | None], users: Collection[str] = ()) -> dict[str, Task]:
+    """Of these jobs, the tasks that wait or run, by their ids. Raises SlurmError if Slurm does not answer.
+
+    Args:
+        jobs: their ids, and their names: a job of another name has got the id since; None: whatever its name.
+        users: whose they are; none: this one.
+    """
+    if not jobs:
         return {}
-    # All of the user's, filtered here: -j of a job that is forgotten is an error.
-    listed = call("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
-    found = {}
-    for line in listed.splitlines():
-        if line.count("|") < 2:
+    return {t.id: t for t in _listed(users) if t.job in jobs and jobs[t.job] in (None, t.name)}
+
+
+def jobs_named(names: Collection[str]) -> dict[str, str]:
+    """Of this user, the living jobs of these names: name -> id. Raises SlurmError if Slurm does not answer."""
+    return {task.name: task.job for task in _listed() if task.name in names} if names else {}
+
+
+def _listed(users: Collection[str] = ()) -> Iterator[Task]:
+    # All of the users', to be filtered: -j of a job that is forgotten is an error.
+    whose = f"--user={','.join(sorted(users))}" if users else "--me"
+    for line in call("squeue", whose, "--noheader", "--array", "--states=all", "--format=%i|%T|%j|%r").splitlines():
+        if line.count("|") < 3:
             continue  # a site's message of the day
-        task, state, reason = line.strip().split("|", 2)
-        if task.partition("_")[0] in wanted and state not in (*ENDED, "COMPLETED"):
-            found[task] = Task(task, state, reason)
-    return found
+        task = Task(*line.strip().split("|", 3))
+        if task.state not in (*ENDED, "COMPLETED"):
+            yield task
 
 
 def ends_of(tasks: Sequence[str]) -> dict[str, End]:
-    """How tasks ended, as far as anyone still knows; the last attempt of each counts."""
+    """How tasks ended, as far as anyone still knows; the last attempt of each counts.
+
+    Raises:
+        SlurmError: Slurm does not answer, and what is asked for may be known to it.
+    """
     found: dict[str, End] = {}
-    for ask in (_from_accounting, _from_controller):
-        left = [task for task in tasks if task not in found]
-        if left:
-            known = ask(sorted({task.partition("_")[0] for task in left}))
-            found |= {task: known[task] for task in left if task in known}
-    return {task: end for task, end in found.items() if end.state not in ("RUNNING", "PENDING", "COMPLETING")}
+    silent: SlurmError | None = None
+    for ask in (_from_accounting, _from_controller):  # the second may know of what the first has not heard yet
+        if left := [task for task in tasks if task not in found]:
+            try:
+                known = ask(sorted({task.partition("_")[0] for task in left}))
+            except SlurmError as error:
+                silent = error
+                continue
+            found |= {task: known[task] for task in left if task in known and known[task].state not in UNFINISHED}
+    if silent and len(found) < len(set(tasks)):
+        raise silent
+    return found
 
 
 def _from_accounting(jobs: Sequence[str]) -> dict[str, End]:
@@ -131,13 +171,11 @@ def _from_accounting(jobs: Sequence[str]) -> dict[str, End]:
         return {}
     found: dict[str, End] = {}
     for batch in _batches(jobs):
-        try:
-            listed = call("sacct", "-n", "-P", "-X", "-j", ",".join(batch), "-o", "JobID,State,ExitCode")
-        except SlurmError:
-            return {}
+        listed = call("sacct", "-n", "-P", "-X", "-j", ",".join(batch), "-o", "JobID,State,ExitCode")
         for line in listed.splitlines():
-            task, state, code = line.split("|")
-            found[task] = _end(state.split()[0], code)  # "CANCELLED by 1000"
+            if line.count("|") == 2:
+                task, state, code = line.split("|")
+                found[task] = _end(state.split()[0], code)  # "CANCELLED by 1000"
     return found
 
 
@@ -146,7 +184,9 @@ def _from_controller(jobs: Sequence[str]) -> dict[str, End]:
     for job in jobs:
         try:
             listed = call("scontrol", "show", "job", "-o", job)
-        except SlurmError:
+        except SlurmError as error:
+            if UNKNOWN.lower() not in str(error).lower():
+                raise
             continue  # forgotten
         for line in listed.splitlines():
             fields = dict(field.partition("=")[::2] for field in line.split(" ") if "=" in field)
@@ -164,19 +204,18 @@ def _end(state: str, exit_code: str) -> End:
 
 
 def _indices(text: str) -> Iterator[int]:
-    """The indices of '3', '1,4-6' or '0-7%2'."""
+    """The indices of '3', '1,4-6', '0-28:2' or '0-7%2'; where a list is cut ('1,3,...'), those that it names."""
     for part in text.partition("%")[0].split(","):
-        first, _, last = part.partition("-")
-        yield from range(int(first), int(last or first) + 1)
+        span, _, step = part.partition(":")
+        first, _, last = span.partition("-")
+        if first.isdigit():
+            yield from range(int(first), int(last or first) + 1, int(step or 1))
 
 
 @functools.cache
 def has_accounting() -> bool:
-    """Whether sacct answers on this cluster."""
-    try:
-        return "accounting_storage/none" not in settings().get("AccountingStorageType", "")
-    except SlurmError:
-        return False
+    """Whether this cluster keeps accounts of jobs. Raises SlurmError."""
+    return "accounting_storage/none" not in settings().get("AccountingStorageType", "")
 
 
 @functools.cache
@@ -203,7 +242,8 @@ def check_script(script: str) -> str | None:
 def submit(script: str, after: Sequence[str]) -> str:
     """Submit a script to start when these jobs have ended, however; returns the job's id. Raises SlurmError."""
     hang = [f"--dependency=afterany:{':'.join(after)}"] if after else []
-    return call("sbatch", "--parsable", *hang, script).strip().partition(";")[0]
+    said = call("sbatch", "--parsable", *hang, script).split()
+    return said[-1].partition(";")[0]
 
 
 def cancel(tasks: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ is `python -m peft_align.launch.job ARRAY.json INDEX` with the code as it was at
 
 from __future__ import annotations
 
+import os
 import shlex
 import string
 import sys
@@ -25,7 +26,7 @@ from peft_align.launch.arrays import Array, plan_arrays
 from peft_align.launch.job import content
 from peft_align.launch.local import CPU_MEMORY
 from peft_align.store.code import code_digest, freeze
-from peft_align.store.records import atomic_write, write_json
+from peft_align.store.records import atomic_write, one_at_a_time, read_json, write_json
 from peft_align.store.runs import RunDir
 from peft_align.store.submissions import Submission, new_submission, submissions
 
@@ -63,6 +64,13 @@ class SlurmLauncher:
         dry = self._config.dry_run
         if not dry:
             queue.need_slurm()
+        with one_at_a_time(self.folder / "submitting.lock") as alone:
+            if not alone:
+                what = f"another process is submitting {self.folder.name} now"
+                raise InputError([Fault("launcher=slurm", what, "see `python -m peft_align.status` when it is done")])
+            return self._submit_missing(items, dry)
+
+    def _submit_missing(self, items: Sequence[Item], dry: bool) -> Submission | None:
         try:
             largest = DEFAULT_ARRAY if dry and not queue.answers() else queue.largest_array()
             live = {} if dry else self._live()
@@ -76,13 +84,15 @@ class SlurmLauncher:
         submission = new_submission(
             self.folder.resolve(),
             {
+                "name": self.sweep.name,
                 "words": list(self.words),
                 "runs": [run.id for run in self.sweep.runs],
                 "code": code_digest(),
                 "folder": str(code),
             },
         )
-        self._write(submission, code, arrays, sorted(set(live.values())))
+        mine = self.sweep.by_id()
+        self._write(submission, code, arrays, sorted({job for (run, _), job in live.items() if run in mine}))
         if not dry:
             self._submit(submission, arrays)
         return submission
@@ -90,20 +100,26 @@ class SlurmLauncher:
     def _live(self) -> dict[tuple[str, str], str]:
         """(run, stage) -> the job of a task that is going to do it.
 
-        What another sweep evaluates may be something else: only what it makes counts.
+        What another sweep evaluates may be something else: only what it makes counts, and that with our checkpoints.
         """
-        mine = self.folder.name
+        mine, wanted = self.folder.name, self.sweep.by_id()
         known = submissions(self.planner.root)
-        living = queue.live_tasks(job for submission in known for job in submission.jobs)
+        adopt(known)
+        names = {job: name for submission in known for job, name in submission.names.items()}
+        living = queue.live_tasks(names, {submission.content["user"] for submission in known})
         found: dict[tuple[str, str], str] = {}
         for submission in known:
+            own, told = submission.content["sweep"] == mine, None
             for task, array, runs in submission.tasks():
-                if task in living:
-                    own = submission.content["sweep"] == mine
-                    stages = [stage for stage in array["stages"] if stage in ("train", "merge")]
+                if task not in living:
+                    continue
+                told = told or read_json(submission.folder / "runs.json") or {}
+                for run in runs:
+                    short = run in wanted and not set(wanted[run].steps) <= set(told.get(run, {}).get("steps", ()))
+                    stages = [stage for stage in array["stages"] if stage in ("train", "merge") and not short]
                     if own:
                         stages = [*array["stages"], *(f"judge {option}" for option in array["judges"] or ())]
-                    found |= {(run, stage): array["job"] for run in runs for stage in stages}
+                    found |= {(run, stage): array["job"] for stage in stages}
         return found
 
     def _write(self, submission: Submission, code: Path, arrays: list[Array], others: Sequence[str]) -> None:
@@ -123,7 +139,7 @@ class SlurmLauncher:
             program = ["-m", "peft_align.launch.job", str(place / f"{array.name}.json")]
             command = f'{shlex.join(program)} "$SLURM_ARRAY_TASK_ID"'
             title = f"{len(array.tasks)} tasks: {', '.join(array.stages)} of sweep {self.folder.name}"
-            script = self._script(array.name, array.asked, code, place, command, title, array)
+            script = self._script(submission, array.name, array.asked, code, command, title, array)
             _write_text(place / f"{array.name}.sbatch", script)
         own = [
             f"--config-dir={folder}"
@@ -131,7 +147,8 @@ class SlurmLauncher:
         ]
         report = shlex.join(["-m", "peft_align.report", "--ended", *self.words, *own])
         asked = allocation(self.sweep.config.resources, "report")
-        script = self._script("report", asked, code, place, report, f"the report of sweep {self.folder.name}", None)
+        title = f"the report of sweep {self.folder.name}"
+        script = self._script(submission, "report", asked, code, report, title)
         _write_text(place / "report.sbatch", script)
         recorded = [
             {
@@ -141,21 +158,22 @@ class SlurmLauncher:
             for array in arrays
         ]
         submission.content |= {"arrays": recorded, "report": None, "others": list(others)}
+        submission.content["dry_run"] = self._config.dry_run
         submission.save()
 
     def _script(
         self,
+        submission: Submission,
         name: str,
         asked: Allocation,
         code: Path,
-        place: Path,
         command: str,
         title: str,
         array: Array | None = None,
     ) -> str:
-        options = [f"--job-name={self.folder.name}.{place.name}.{name}", f"--chdir={Path.cwd()}"]
+        options = [f"--job-name={submission.job_name(name)}", f"--chdir={Path.cwd()}"]
         log = f"{name}-%a.log" if array else f"{name}.log"
-        options += [f"--output={_percent(place / 'logs')}/{log}", "--open-mode=append"]
+        options += [f"--output={_percent(submission.folder / 'logs')}/{log}", "--open-mode=append"]
         if array:
             throttle = f"%{self._config.throttle}" if self._config.throttle else ""
             options += [f"--array=0-{len(array.tasks) - 1}{throttle}", "--requeue"]
@@ -165,7 +183,7 @@ class SlurmLauncher:
         setup = list(asked.setup or ())
         if not asked.gpus and (asked.gpus == 0 or not asked.gres):
             setup += [f"export {name}=${{{name}:-{value}}}" for name, value in CPU_MEMORY.items()]
-        python = shlex.quote(asked.python or sys.executable)
+        python = shlex.quote(os.path.expanduser(asked.python) if asked.python else sys.executable)
         template = string.Template((templates() / "launcher.sbatch").read_text(encoding="utf-8"))
         return template.substitute(
             title=title,
@@ -205,15 +223,40 @@ class SlurmLauncher:
             submission.content["report"] = queue.submit(str(place / "report.sbatch"), [*jobs.values(), *others])
             submission.save()
         except (queue.SlurmError, KeyboardInterrupt) as error:
-            queue.cancel(list(jobs.values()))
+            ids = jobs.values()
+            told = f"Slurm did not take {names[len(jobs)]}.sbatch: {error}"
             submission.content["refused"] = [str(error) or "interrupted"]
-            for recorded in submission.content["arrays"]:
-                recorded["job"] = None
+            try:  # by their names too: one that did not answer in time may have been taken
+                cancelled = {*ids, *queue.jobs_named({submission.job_name(name) for name in names}).values()}
+                queue.cancel(sorted(cancelled))
+                for recorded in submission.content["arrays"]:
+                    recorded["job"] = None
+                submission.content["report"] = None
+                told += "; the jobs submitted before it are cancelled"
+            except queue.SlurmError as again:
+                told += f"; nor could those before it be cancelled ({again}): scancel {' '.join(ids)}"
             submission.save()
             if isinstance(error, KeyboardInterrupt):
                 raise
-            told = f"Slurm did not take {names[len(jobs)]}.sbatch: {error}"
-            raise InputError([Fault("launcher=slurm", f"{told}; the jobs submitted before it are cancelled")]) from None
+            raise InputError([Fault("launcher=slurm", told)]) from None
+
+
+def adopt(known: Sequence[Submission]) -> None:
+    """Find the jobs of submissions that broke off before they could write down what Slurm had taken.
+
+    Raises:
+        SlurmError: Slurm does not answer.
+    """
+    for submission in known:
+        content = submission.content
+        open_ends = [array for array in content["arrays"] if not array["job"]]
+        if not open_ends or content["dry_run"] or content.get("refused"):
+            continue
+        found = queue.jobs_named({submission.job_name(array["name"]) for array in open_ends})
+        for array in open_ends:
+            array["job"] = found.get(submission.job_name(array["name"]))
+        content["refused"] = [array["name"] for array in open_ends if not array["job"]]  # never asked again
+        submission.save()
 
 
 def given_up(root: Path, items: Sequence[Item], attempts: int) -> dict[str, str]:

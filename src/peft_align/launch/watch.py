@@ -39,17 +39,18 @@ class State:
 
 def observe(planner: Planner, item: Item) -> State:
     """The state of one run. `lost`: it was in progress, and the process that did it is gone."""
+    if item.done:
+        return State(item.run.id, "done", item.why)
     directory = RunDir(planner.root, item.run.id)
     progress = directory.progress()
     if progress is not None:
         if directory.is_locked():
             return running(item.run.id, progress)
         return State(item.run.id, "lost", f"{progress.get('stage', '')}: its process is gone")
-    failure = directory.failure()
-    if failure is not None:
+    fresh, failure = planner.item(item.run), directory.failure()
+    if failure is not None and not fresh.done:
         name = "blocked" if failure.get("kind") == "blocked" else "failed"
         return State(item.run.id, name, f"{failure['stage']}: {failure['reason']}")
-    fresh = item if item.done else planner.item(item.run)
     return State(item.run.id, "done" if fresh.done else "waiting", fresh.why)
 
 

@@ -117,7 +117,7 @@ class RunDir:
         """
         before = self.progress() or {}
         content = {"stage": stage, "kind": kind, "reason": reason, "time": time.time(), "step": before.get("step") or 0}
-        content |= {"task": before.get("task") or this_task(), **more}
+        content |= {"task": before.get("task") or this_task(), "reached": self.reached(), **more}
         self.remember(content)
         write_json(self.path / "failed.json", content)
         (self.path / "progress.json").unlink(missing_ok=True)
@@ -146,15 +146,22 @@ class RunDir:
 
     def attempts(self) -> int:
         """How often it stopped by itself since it last got further; what the cluster did is not counted."""
-        count, best = 0, ("", -1)
+        count, best = 0, [-1]
         for entry in self.history():
             if entry.get("kind") == "blocked":
                 continue
-            reached = (str(entry.get("stage")), int(entry.get("step") or 0))
-            if entry.get("kind") == "done" or reached[0] != best[0] or reached[1] > best[1]:
+            reached = list(entry.get("reached") or [0, 0, 0])
+            if entry.get("kind") == "done" or reached > best:
                 count, best = 0, reached
             count += entry.get("kind") in COUNTED
         return count
+
+    def reached(self) -> list[int]:
+        """How far it is, so that it would not begin there again: records, the saved step of training, texts."""
+        records = [self.path / "train.json", self.path / "merge.json", *self.path.glob("evaluations/**/record.json")]
+        state, progress = read_json(self.path / "state" / "record.json") or {}, self.progress() or {}
+        texts = int(progress.get("step") or 0) if progress.get("stage") in ("evaluate", "judge") else 0
+        return [sum(map(Path.is_file, records)), int(state.get("step") or 0), texts]
 
     def clear_state(self) -> None:
         """Forget an earlier failure and what was in progress."""

@@ -8,6 +8,7 @@ logs/<array>-<task>.log      what a task printed outside of its runs' own logs
 
 from __future__ import annotations
 
+import getpass
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,17 @@ class Submission:
     @property
     def jobs(self) -> list[str]:
         return [str(array["job"]) for array in self.content["arrays"] if array["job"]]
+
+    @property
+    def names(self) -> dict[str, str | None]:
+        """The jobs that were submitted, that of the report among them, and what each is called."""
+        jobs = {str(array["job"]): self.job_name(array["name"]) for array in self.content["arrays"] if array["job"]}
+        report = self.content.get("report")
+        return {**jobs, **({str(report): self.job_name("report")} if report else {})}
+
+    def job_name(self, array: str) -> str:
+        """What Slurm calls an array of this submission; no other job has the name."""
+        return f"{self.content['sweep']}.{self.folder.name}.{array}"
 
     def tasks(self) -> Iterator[tuple[str, dict[str, Any], list[str]]]:
         """Each task of the arrays that were submitted: its id, its array, its runs."""
@@ -53,7 +65,8 @@ def new_submission(folder: Path, content: dict[str, Any]) -> Submission:
             n += 1
             continue
         (place / "logs").mkdir()
-        return Submission(place, {"format": FORMAT, "time": time.time(), "sweep": folder.name, "arrays": [], **content})
+        told = {"format": FORMAT, "time": time.time(), "sweep": folder.name, "user": getpass.getuser(), "arrays": []}
+        return Submission(place, told | content)
 
 
 def submissions(root: Path, sweep: str = "*") -> list[Submission]:
