@@ -125,7 +125,8 @@ def test_status_tells_how_a_task_ended_with_and_without_accounting(
         (on_slurm,) = [next(each) for each in [verbs(own, tmp_path)]]
         words = [*LONG, "train.max_steps=20000", "seed=0,1", *ON_SLURM]
         on_slurm("sweep", *words)
-        own.wait(lambda: "2 running" in on_slurm("status", *words).stdout, 120)
+        runs = tmp_path / "outputs/runs"
+        own.wait(lambda: runs.is_dir() and sum("task" in progress(path) for path in run_dirs(tmp_path)) == 2, 120)
         paths = sorted(run_dirs(tmp_path))
         own.call("scancel", str(progress(paths[0])["task"]))
         own.wait(lambda: "Slurm says CANCELLED" in said_of(on_slurm, words, paths[0]), 60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,15 @@ def test_an_offline_run_is_written_with_its_group_name_and_config(
     tracker = Wandb(kind="wandb", project="p", entity=None, mode="auto")
     with tracking(tracker, group="sweep-1", name="run-1", axes={"seed": 3}, folder=tmp_path / "tracking") as log:
         log({"loss": 0.5}, 1)
-    written = b"".join(path.read_bytes() for path in (tmp_path / "tracking").rglob("*.wandb"))
+
+    def written() -> bytes:
+        return b"".join(path.read_bytes() for path in (tmp_path / "tracking").rglob("*.wandb"))
+
+    end = time.time() + 30  # wandb's own process closes the file, a moment after finish() comes back
+    while b"loss" not in written() and time.time() < end:
+        time.sleep(0.1)
     for word in (b"sweep-1", b"run-1", b"seed", b"loss"):
-        assert word in written
+        assert word in written()
 
 
 def test_no_tracker_takes_metrics_and_writes_nothing(tmp_path: Path) -> None:
