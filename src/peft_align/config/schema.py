@@ -132,7 +132,7 @@ class Arithmetic(Merge):
 
 @dataclass(frozen=True)
 class Train:
-    engine: str = value("training engine", choices=("trl",))
+    engine: str = value("training engine", choices=("packed", "trl"))
     max_steps: int = value("optimizer steps", low=1)
     batch_size: int = value("samples per optimizer step", low=1)
     learning_rate: float = value("peak learning rate", above=0)
@@ -144,7 +144,8 @@ class Train:
     adam_betas: list[float] = value("Adam's two decay rates", low=0, high=0.99999, length=2)
     max_length: int = value("tokens of prompt and response together", low=8)
     checkpoint_steps: list[int] = operational("steps whose adapter is kept", low=1)
-    micro_batch_size: int = operational("samples per forward pass", low=1)
+    micro_batch_size: int = operational("samples per forward pass (engine trl)", low=1)
+    micro_batch_tokens: int = operational("tokens per forward pass (engine packed)", low=1)
     gradient_checkpointing: bool = operational("recompute activations: less memory, more time")
     state_every: int = operational("steps after which the training state is saved, to go on from", low=1)
 

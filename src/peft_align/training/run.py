@@ -39,14 +39,22 @@ from peft_align.models.adapters import (
     trainable_parameters,
 )
 from peft_align.models.loading import Base
+from peft_align.models.packed_scoring import why_not_packed
 from peft_align.models.provenance import peak_memory, provenance
 from peft_align.store.records import atomic_write, link_tree, write_json
+from peft_align.store.references import References
 from peft_align.store.runs import FORMAT, RunDir, step_name
-from peft_align.training import dpo, processes, sft
+from peft_align.training import dpo, packed, processes, sft
+from peft_align.training.engine import FORWARD, PackedTrainer
 from peft_align.training.state import discard_state, find_state, save_state
 from peft_align.training.tracking import Log
 
-METHODS = {"sft": sft.trainer, "dpo": dpo.trainer}
+METHODS = {
+    ("trl", "sft"): sft.trainer,
+    ("trl", "dpo"): dpo.trainer,
+    ("packed", "sft"): packed.sft_trainer,
+    ("packed", "dpo"): packed.dpo_trainer,
+}
 
 
 class TrainingFailed(RuntimeError):
@@ -89,6 +97,8 @@ def train(
     }
     resumed = processes.agreed(find_state(directory, inputs) if processes.is_main() else None)
     directory.attempt.mkdir(parents=True, exist_ok=True)
+    prepared: dict[str, int] = {}
+    engine = engine_of(config, base, rows)
     set_seed(config.seed)  # before the adapter is made: its A matrices are random
     parents = {parent: RunDir(directory.root, parent) for parent in run.parents}
     if parents:
@@ -101,7 +111,7 @@ def train(
     try:
         weights = adapter_weights(model)
         recorder = Recorder(run, directory, model, base.source["name"], rows, log, inputs, should_stop)
-        trainer = METHODS[config.method.kind](
+        trainer = METHODS[engine, config.method.kind](
             model, base.tokenizer, rows, config, shared_arguments(config, directory.attempt / "scratch"), [recorder]
         )
         trainer.remove_callback(PrinterCallback)
@@ -113,6 +123,11 @@ def train(
         parameters = trainable_parameters(model)
         processes.say(f"trainable parameters: {parameters:,}")
         recorder.trainer = trainer
+        if isinstance(trainer, PackedTrainer):
+            prepared = trainer.prepare(
+                References(directory.root, reference_key(config, inputs)),
+                lambda done: directory.report_progress(stage="reference", step=done, of=len(rows)),
+            )
         if resumed:
             recorder.restore(resumed[1])
             processes.say(f"going on from step {resumed[1]['step']}")
@@ -149,6 +164,8 @@ def train(
         "tokens_per_second": tokens / seconds,
         "peak_memory_bytes": max(memory, key=lambda used: used["gpu"] or used["resident"] or 0),
         "processes": processes.count(),
+        "engine": engine,
+        "reference": prepared,
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -156,6 +173,30 @@ def train(
     directory.commit_attempt()
     discard_state(directory)
     return record
+
+
+def engine_of(config: Config, base: Base, rows: list[TokenizedPair]) -> str:
+    """The engine asked for; TRL's, with a warning, for a model that cannot be given rows."""
+    longest = max((len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows), default=0)
+    why = why_not_packed(base.model, longest) if config.train.engine == "packed" else None
+    if why:
+        processes.say(f"warning: {config.model.hub_id or 'this model'} is trained by TRL's own engine: {why}")
+    return "trl" if why else config.train.engine
+
+
+def reference_key(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the reference's log-probability of a sample depends on, besides the sample's tokens."""
+    peft = config.peft
+    return {
+        "forward": FORWARD,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "model": inputs["model"],
+        "adapters": inputs["parents"],
+        "base_precision": peft.base_precision,
+        "double_quantization": peft.double_quantization,
+        "compute_dtype": peft.compute_dtype,
+        "adapter_dtype": peft.adapter_dtype if inputs["parents"] else None,
+    }
 
 
 def training_rows(config: Config, base: Base) -> tuple[list[TokenizedPair], dict[str, Any]]:

@@ -1,0 +1,58 @@
+"""The vocabulary, looked at only where a token is scored, some positions at a time.
+
+In backward nothing is computed again: while a position's logits are at hand, forward keeps the gradient of the score
+with respect to the hidden state, one vector a token. The head's weight must be frozen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+CHUNK = 2**25  # bytes of fp32 logits at a time
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        step = max(1, CHUNK // (4 * len(weight)))
+        for at in range(0, len(targets), step):
+            here = slice(at, at + step)
+            logits = linear(hidden[here], weight, bias).float()
+            picked = targets[here, None]
+            total = logits.logsumexp(-1, keepdim=True)
+            out[here] = (logits.gather(1, picked) - total)[:, 0]
+            if gradient is not None:  # of log softmax: the target's row less the mean row
+                share = logits.sub_(total).exp_().neg_()
+                share.scatter_add_(1, picked, torch.ones_like(total))
+                gradient[here] = share.to(weight.dtype) @ weight
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None, None
+
+
+def token_log_probs(hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
+    """The log-probability of each target.
+
+    Args:
+        hidden: (N, hidden size), the last hidden states.
+        head: to the logits of the vocabulary; frozen.
+        targets: (N,), token ids.
+
+    Returns:
+        (N,), fp32.
+    """
+    weight, bias = head.weight, head.bias
+    found: torch.Tensor = _TokenLogProbs.apply(hidden.to(weight.dtype), weight, bias, targets)  # type: ignore[no-untyped-call]
+    return found

@@ -1,0 +1,69 @@
+"""Log-probabilities of the responses of a row (models/packing.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from peft_align.models.head import token_log_probs
+from peft_align.models.packed_attention import Unsupported, packed
+from peft_align.models.packing import Row, Sample, pack
+
+TRIAL = Sample((1, 2, 3, 4, 5), ((6, 7, 8), (9, 10, 11, 12)))
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative; of other precisions COARSE
+COARSE = 2e-2
+
+
+def token_scores(model: Any, row: Row) -> torch.Tensor:
+    """The log-probability of each scored token of a row: (N,), fp32.
+
+    Args:
+        model: a transformers causal language model, inside packed_attention.packed.
+        row: of samples.
+    """
+    decoder = model.get_decoder()
+    hidden = decoder(
+        input_ids=row.tokens, position_ids=row.positions, use_cache=False, segments=row.segments
+    ).last_hidden_state[0]
+    return token_log_probs(hidden.index_select(0, row.sources), model.get_output_embeddings(), row.targets)
+
+
+def response_scores(model: Any, row: Row) -> torch.Tensor:
+    """The summed log-probability of each response of a row: (R,), fp64; see token_scores."""
+    scores = token_scores(model, row)
+    return torch.zeros(row.responses, dtype=torch.float64, device=scores.device).index_add(
+        0, row.owners, scores.double()
+    )
+
+
+@torch.no_grad()
+def why_not_packed(model: Any, longest: int) -> str | None:
+    """Why a model cannot be given rows, found by giving it one; None if it can.
+
+    Args:
+        model: a transformers causal language model without an adapter.
+        longest: tokens of the longest text to come.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    if window and longest > window:
+        return f"it attends to the last {window} tokens only, and there are texts of {longest}"
+    if any(p.requires_grad for p in model.get_output_embeddings().parameters()):
+        return "its head is trained"
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        with packed(model):
+            found = response_scores(model, pack([TRIAL], device))
+        for words, score in zip(TRIAL.responses, found.tolist(), strict=True):
+            ids = torch.tensor([TRIAL.prompt + words], device=device)
+            alone = model(ids, use_cache=False).logits[0, len(TRIAL.prompt) - 1 : -1].float().log_softmax(-1)
+            expected = float(alone.gather(1, ids[0, len(TRIAL.prompt) :, None]).sum())
+            if abs(score - expected) > TOLERANCE.get(model.dtype, COARSE) * abs(expected):
+                return f"it gives {score:.5g} in a row and {expected:.5g} alone"
+    except (Unsupported, TypeError, AttributeError, NotImplementedError) as error:
+        return str(error)
+    finally:
+        model.train(was_training)
+    return None

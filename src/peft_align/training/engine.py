@@ -1,0 +1,132 @@
+"""The training engine `packed`: no padding, no prompt twice, no logits that no loss needs, the same optimizer batches.
+
+transformers' Trainer keeps the optimizer, the schedule, clipping, callbacks and the state; what happens between two
+optimizer steps is here. One batch of the loader is one optimizer batch; it is cut into rows of at most so many tokens,
+samples of like length together, so that no batch changes with the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from peft_align.models.packed_attention import packed
+from peft_align.models.packing import Row, Sample, micro_batches, pack
+from peft_align.store.references import References
+from peft_align.training import processes
+from peft_align.training.state import ExactState
+
+FORWARD = 1  # raised when a change of the forward pass changes what it computes, in the last digits
+
+
+class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
+    """Trains on samples that are tokenized, truncated and in order.
+
+    Args:
+        samples: as many as the run has steps times samples a step.
+        budget: tokens of a row.
+        arguments: of transformers' Trainer.
+    """
+
+    _total_train_tokens = 0
+
+    def __init__(self, samples: Sequence[Sample], budget: int, **arguments: Any) -> None:
+        super().__init__(train_dataset=range(len(samples)), data_collator=_numbered, **arguments)
+        self.samples, self.budget = samples, budget
+        self.told: dict[str, float] = {}
+
+    def base(self, model: Any) -> Any:
+        """The language model under the adapter and whatever wraps it."""
+        return self.accelerator.unwrap_model(model).get_base_model()
+
+    def loss(self, model: Any, row: Row, indexes: Sequence[int], batch: Sequence[int]) -> torch.Tensor:
+        """The share that a row's samples have in the loss of their batch.
+
+        Args:
+            model: the language model.
+            row: of samples.
+            indexes: which of `samples` they are.
+            batch: all of the batch that this process has.
+        """
+        raise NotImplementedError
+
+    def prepare(self, references: References, tick: Callable[[int], None]) -> dict[str, int]:
+        """Compute what is needed before the first step, the model as it starts; returns what the record says of it."""
+        return {}
+
+    def tell(self, values: dict[str, torch.Tensor], share: float) -> None:
+        """Have values logged with the step: the sum of what is told, each times its share."""
+        for name, value in values.items():
+            self.told[name] = self.told.get(name, 0.0) + float(value) * share
+
+    def training_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Forward and backward of one optimizer batch; returns its loss.
+
+        A row that does not fit into memory halves the budget, and the batch is begun again.
+        """
+        model.train()
+        batch = inputs["rows"].tolist()
+        random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        while True:
+            try:
+                found = self._forward_backward(model, batch)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                found = None
+            if all(processes.gathered(found is not None)):
+                break
+            largest = max(len(self.samples[i]) for i in batch)
+            if self.budget <= largest // 2:
+                raise MemoryError(f"a single sample of {largest} tokens does not fit into memory")
+            self.budget //= 2
+            processes.say(f"out of memory: going on with {self.budget} tokens at a time")
+            model.zero_grad()
+            torch.set_rng_state(random[0])
+            if random[1]:
+                torch.cuda.empty_cache()
+                torch.cuda.set_rng_state_all(random[1])
+        assert found is not None
+        if processes.count() > 1:
+            for parameter in self.accelerator.unwrap_model(model).parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= processes.count()
+        return found
+
+    def _forward_backward(self, model: Any, batch: Sequence[int]) -> torch.Tensor:
+        base, total = self.base(model), torch.zeros((), device=self.args.device)
+        self.told = {}
+        samples = [self.samples[i] for i in batch]
+        for part in micro_batches(samples, self.budget):
+            row = pack([samples[i] for i in part], self.args.device)
+            with packed(base):
+                with self.accelerator.autocast():
+                    loss = self.loss(base, row, [batch[i] for i in part], batch)
+                self.accelerator.backward(loss)  # inside: recomputed activations attend in the same way
+            total += loss.detach()
+        return total
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # not measured here
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            everywhere = processes.gathered(self.told)
+            means = {name: sum(each[name] for each in everywhere) / len(everywhere) for name in self.told}
+            logs = {**logs, **means}
+        super().log(logs, *args, **kwargs)
+
+
+def _numbered(rows: list[int]) -> dict[str, torch.Tensor]:
+    return {"rows": torch.tensor(rows)}
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: of a GPU, or of the CPU, of which torch says so in words alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,118 @@
+"""The losses of the engine `packed`: SFT's next-token loss on the response, and DPO's sigmoid loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import logsigmoid
+from transformers import TrainingArguments
+
+from peft_align.config.schema import DPO, Config
+from peft_align.data.tokenization import TokenizedPair
+from peft_align.models.packed_attention import packed
+from peft_align.models.packed_scoring import response_scores, token_scores
+from peft_align.models.packing import Row, Sample, micro_batches, pack, sample_of
+from peft_align.store.references import References, sample_digest
+from peft_align.training import processes
+from peft_align.training.engine import PackedTrainer
+
+
+class PackedSFT(PackedTrainer):
+    """The mean over all response tokens of an optimizer batch (of all processes), as transformers' Trainer has it."""
+
+    def loss(self, model: Any, row: Row, indexes: Sequence[int], batch: Sequence[int]) -> torch.Tensor:
+        scores = token_scores(model, row)
+        tokens = sum(self._scored(i) for i in batch)
+        share = sum(processes.gathered(tokens)) / processes.count()  # the mean over processes is taken of the rest
+        return -scores.sum() / share
+
+    def _scored(self, index: int) -> int:
+        sample = self.samples[index]
+        return sum(len(words) - (not sample.prompt) for words in sample.responses)
+
+
+class PackedDPO(PackedTrainer):
+    """The mean over pairs of -log sigmoid(beta * margin) (Rafailov et al. 2023, equation 7).
+
+    Attributes:
+        reference: (pairs, 2), the reference's log-probabilities of the chosen and rejected responses.
+    """
+
+    reference: torch.Tensor
+
+    def __init__(self, beta: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.beta = beta
+
+    def loss(self, model: Any, row: Row, indexes: Sequence[int], batch: Sequence[int]) -> torch.Tensor:
+        scores = response_scores(model, row).view(-1, 2)
+        rewards = self.beta * (scores - self.reference[list(indexes)].to(scores.device))
+        margins = rewards[:, 0] - rewards[:, 1]
+        with torch.no_grad():
+            told = {
+                "rewards/chosen": rewards[:, 0].sum(),
+                "rewards/rejected": rewards[:, 1].sum(),
+                "rewards/accuracies": (margins > 0).sum(),
+                "rewards/margins": margins.sum(),
+                "logps/chosen": scores[:, 0].sum(),
+                "logps/rejected": scores[:, 1].sum(),
+            }
+            self.tell(told, 1 / len(batch))
+        return -logsigmoid(margins).sum() / len(batch)
+
+    def prepare(self, references: References, tick: Callable[[int], None]) -> dict[str, int]:
+        digests = [sample_digest(sample.prompt, *sample.responses) for sample in self.samples]
+        by_digest = dict(zip(digests, self.samples, strict=True))
+        found, computed = references.of(by_digest, lambda some: self.score(self.model, some).tolist(), tick)
+        self.reference = torch.tensor([found[digest] for digest in digests], dtype=torch.float64)
+        return {"samples": len(by_digest), "computed": computed}
+
+    @torch.no_grad()
+    def score(self, model: Any, samples: Sequence[Sample]) -> torch.Tensor:
+        """The log-probabilities of both responses of samples as the model stands, without dropout: (samples, 2)."""
+        base, found = self.base(model), torch.empty(len(samples), 2, dtype=torch.float64)
+        base.eval()
+        for part in micro_batches(samples, self.budget):
+            with packed(base), self.accelerator.autocast():
+                row = pack([samples[i] for i in part], self.args.device)
+                found[part] = response_scores(base, row).view(-1, 2).cpu()
+        return found
+
+
+def sft_trainer(
+    model: Any, tokenizer: Any, rows: Sequence[TokenizedPair], config: Config, arguments: dict[str, Any], callbacks: Any
+) -> PackedTrainer:
+    """See training.sft.trainer."""
+    return PackedSFT(**_given(model, tokenizer, rows, config, arguments, callbacks, both=False))
+
+
+def dpo_trainer(
+    model: Any, tokenizer: Any, rows: Sequence[TokenizedPair], config: Config, arguments: dict[str, Any], callbacks: Any
+) -> PackedTrainer:
+    """See training.sft.trainer. The reference is the model as it starts: a fresh adapter adds nothing to the base."""
+    assert isinstance(config.method, DPO)
+    return PackedDPO(config.method.beta, **_given(model, tokenizer, rows, config, arguments, callbacks, both=True))
+
+
+def _given(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[TokenizedPair],
+    config: Config,
+    arguments: dict[str, Any],
+    callbacks: Any,
+    *,
+    both: bool,
+) -> dict[str, Any]:
+    batch = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
+    whole = {**arguments, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
+    return {
+        "model": model,
+        "args": TrainingArguments(**whole),
+        "samples": [sample_of(row, both=both) for row in rows],
+        "budget": config.train.micro_batch_tokens,
+        "processing_class": tokenizer,
+        "callbacks": callbacks,
+    }
