@@ -1,0 +1,96 @@
+"""What the benchmarks share: the environment, variants in turn, medians and ratios, what is written down."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = Path(__file__).parent / "results"
+# Page faults are dear on many machines: memory that was freed is kept, in huge pages. Read when a process starts.
+ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "268435456",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+
+
+def same_environment() -> None:
+    """Start this program again with the environment that all sides of a comparison have."""
+    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
+
+
+def in_turn(variants: Sequence[str], rounds: int, measure: Callable[[str, int], Any]) -> dict[str, list[Any]]:
+    """Measure every variant once a round, in an order that is rotated by one from round to round."""
+    found: dict[str, list[Any]] = {variant: [] for variant in variants}
+    for at in range(rounds):
+        for i in range(len(variants)):
+            variant = variants[(i + at) % len(variants)]
+            found[variant].append(measure(variant, at))
+            print(f"round {at + 1} of {rounds}, {variant}: {found[variant][-1]}", file=sys.stderr, flush=True)
+    return found
+
+
+def median_range(values: Sequence[float]) -> str:
+    """The median, and the least and the greatest."""
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def product_rate(dtype: Any, size: int = 2048, seconds: float = 3.0) -> float:
+    """FLOP a second of square matrix products on this machine: the most that training could reach."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def machine() -> str:
+    """The machine and the versions, in a line."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else (found[1] if found else name)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft", "lm_eval"))
+    return f"{where}, {os.cpu_count()} CPU cores, Python {platform.python_version()}, {packages}"
+
+
+def write_down(name: str, result: dict[str, Any], table: str) -> None:
+    """Keep a result as JSON, and its table in docs/performance.md between the marks of its name."""
+    result = {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "machine": machine(),
+        **result,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if begin not in text:
+        text += f"\n{begin}\n{end}\n"
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    written = f"{begin}\n\n{table}\n\n`{result['command']}` on {result['machine']}\n\n{end}"
+    PAGE.write_text(head + written + tail, encoding="utf-8")
+    print(table)
