@@ -78,11 +78,8 @@ def machine() -> str:
 
 def write_down(name: str, result: dict[str, Any], table: str) -> None:
     """Keep a result as JSON, and its table in docs/performance.md between the marks of its name."""
-    result = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "machine": machine(),
-        **result,
-    }
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    result = {"command": command, "machine": machine(), **result}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = PAGE.read_text(encoding="utf-8")
@@ -91,6 +88,6 @@ def write_down(name: str, result: dict[str, Any], table: str) -> None:
         text += f"\n{begin}\n{end}\n"
     head, rest = text.split(begin)
     _, tail = rest.split(end)
-    written = f"{begin}\n\n{table}\n\n`{result['command']}` on {result['machine']}\n\n{end}"
+    written = f"{begin}\n\n{table}\n\n`{command}` on {result['machine']}\n\n{end}"
     PAGE.write_text(head + written + tail, encoding="utf-8")
     print(table)

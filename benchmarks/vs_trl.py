@@ -59,8 +59,8 @@ def main(method: str) -> int:
 
     base = load_base(config_of(1))
     rows, _ = training_rows(config_of(given.rounds), base)
-    layers = sum(m.weight.numel() for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)
-                 and "lm_head" not in n) if given.peft == "lora" else None  # fmt: skip
+    linear = (m for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head")
+    weights = sum(m.weight.numel() for m in linear) if given.peft == "lora" else None
     head = base.model.get_output_embeddings().weight.numel()
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -101,34 +101,54 @@ def main(method: str) -> int:
 
     stock = [f"trl {size}" for size in MICRO_BATCHES if size <= given.batch]
     found = in_turn(["packed", *stock], given.rounds, measure)
-    ours = found["packed"]
-    step = statistics.median(each["seconds"] for each in ours)
-    filled = statistics.median(each["seconds"] + each["reference"] for each in ours)
-    two = method == "dpo"
     lines = [
         f"{method.upper()}, {given.dataset}, {given.model}, {given.peft}, {given.dtype}, batches of {given.batch}:",
-        "",
-        "| engine | seconds a step: median (range) | packed is faster by |" + (" reference values filled in the same run |" if two else ""),
-        "|---|---|---|" + ("---|" if two else ""),
-        f"| packed | {median_range([each['seconds'] for each in ours])} | |" + (f" {filled:.1f} s |" if two else ""),
-    ]  # fmt: skip
-    for name in stock:
-        theirs = [each["seconds"] for each in found[name]]
-        ratio, other = statistics.median(theirs) / step, statistics.median(theirs) / filled
-        label = f"TRL, micro-batch {name.split()[1]}"
-        lines.append(f"| {label} | {median_range(theirs)} | {ratio:.2f} |" + (f" {other:.2f} |" if two else ""))
-    norms = {name: [each["gradient"] for each in found[name]] for name in found}
-    lines += ["", "The norm of the gradient differs from TRL's by at most "
-              f"{max(difference(norms['packed'], norms[name]) for name in stock):.1e} of it, with micro-batches of 1 from "
-              f"those of {stock[-1].split()[1]} in TRL by {difference(norms[stock[0]], norms[stock[-1]]):.1e}."]  # fmt: skip
-    if layers:
-        work = statistics.mean(4 * (layers * each["slots"] + head * each["scored"]) for each in ours)
-        rate, limit = work / step, product_rate(DTYPES[given.dtype])
-        lines += ["", f"Products with frozen weights in a step: {work / 1e9:.0f} GFLOP, that is {rate / 1e9:.0f} GFLOP/s of the step; "
-                  f"square products reach {limit / 1e9:.0f} GFLOP/s on this machine."]  # fmt: skip
+        *["", *table(found, filled=method == "dpo")],
+        *["", gradients(found)],
+    ]
+    if weights:
+        ours = found["packed"]
+        work = statistics.mean(4 * (weights * each["slots"] + head * each["scored"]) for each in ours)
+        rate = work / statistics.median(each["seconds"] for each in ours)
+        lines += [
+            "",
+            f"Products with frozen weights: {work / 1e9:.0f} GFLOP a step, {rate / 1e9:.0f} GFLOP/s over all of it; "
+            f"square products alone reach {product_rate(DTYPES[given.dtype]) / 1e9:.0f} GFLOP/s on this machine.",
+        ]
     name = "_".join([f"{method}_vs_trl", given.model, given.dataset, given.peft, given.dtype])
     write_down(name, {"settings": vars(given), "rounds": found}, "\n".join(lines))
     return 0
+
+
+def table(found: dict[str, list[dict[str, float]]], *, filled: bool) -> list[str]:
+    """Seconds and ratios; with `filled` also those of steps that compute their reference values themselves."""
+    cached = [each["seconds"] for each in found["packed"]]
+    whole = [each["seconds"] + each["reference"] for each in found["packed"]]
+    head = ["engine", "seconds a step: median (range)", "packed is faster by"]
+    rows = [["packed", median_range(cached), ""]]
+    if filled:
+        head.append("packed, without reference values, is faster by")
+        rows[0].append("")
+        rows.append(["packed, without reference values", median_range(whole), "", ""])
+    for name in found:
+        if name != "packed":
+            seconds = [each["seconds"] for each in found[name]]
+            sides = (cached, whole) if filled else (cached,)
+            ratios = [f"{statistics.median(seconds) / statistics.median(side):.2f}" for side in sides]
+            rows.append([f"TRL, micro-batch {name.split()[1]}", median_range(seconds), *ratios])
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def gradients(found: dict[str, list[dict[str, float]]]) -> str:
+    """How far the norms of the gradients are apart."""
+    norms = {name: [each["gradient"] for each in found[name]] for name in found}
+    stock = [name for name in norms if name != "packed"]
+    ours = max(difference(norms["packed"], norms[name]) for name in stock)
+    own = difference(norms[stock[0]], norms[stock[-1]])
+    return (
+        f"The norm of the gradient differs from TRL's by at most {ours:.1e} of it; "
+        f"TRL's own with micro-batches of 1 and of {stock[-1].split()[1]} by {own:.1e}."
+    )
 
 
 def difference(some: list[float], others: list[float]) -> float:

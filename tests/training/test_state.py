@@ -53,8 +53,11 @@ def trajectory(root: Path, run: Run) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 @pytest.mark.parametrize("peft", ["lora", "qlora"])
-def test_an_interrupted_run_ends_bit_identical_to_an_undisturbed_one(method: str, peft: str, tmp_path: Path) -> None:
-    run = run_of(*SMALL, f"method={method}", f"peft={peft}")
+@pytest.mark.parametrize("engine", ["packed", "trl"])
+def test_an_interrupted_run_ends_bit_identical_to_an_undisturbed_one(
+    engine: str, method: str, peft: str, tmp_path: Path
+) -> None:
+    run = run_of(*SMALL, f"method={method}", f"peft={peft}", f"train.engine={engine}")
     base = load_base(run.config)
     whole = trained(run, tmp_path / "whole", base)
     cut = tmp_path / "cut"
@@ -71,8 +74,9 @@ def test_an_interrupted_run_ends_bit_identical_to_an_undisturbed_one(method: str
     assert not directory.state.exists()
 
 
-def test_dpo_from_sft_goes_on_with_its_reference(tmp_path: Path) -> None:
-    parent, child = runs_of(*SMALL, "method=sft,dpo", "method.init=sft", "peft=lora")
+@pytest.mark.parametrize("engine", ["packed", "trl"])
+def test_dpo_from_sft_goes_on_with_its_reference(engine: str, tmp_path: Path) -> None:
+    parent, child = runs_of(*SMALL, "method=sft,dpo", "method.init=sft", "peft=lora", f"train.engine={engine}")
     base = load_base(parent.config)
     for root in (tmp_path / "whole", tmp_path / "cut"):
         trained(parent, root, base)

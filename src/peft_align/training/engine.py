@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from peft_align.models.fused_lora import fused
 from peft_align.models.packed_attention import packed
 from peft_align.models.packing import Row, Sample, micro_batches, pack
 from peft_align.store.references import References
@@ -42,14 +43,22 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         """The language model under the adapter and whatever wraps it."""
         return self.accelerator.unwrap_model(model).get_base_model()
 
-    def loss(self, model: Any, row: Row, indexes: Sequence[int], batch: Sequence[int]) -> torch.Tensor:
+    def loss(self, model: Any, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
         """The share that a row's samples have in the loss of their batch.
 
         Args:
             model: the language model.
             row: of samples.
             indexes: which of `samples` they are.
-            batch: all of the batch that this process has.
+            size: of the batch, see below.
+        """
+        raise NotImplementedError
+
+    def size(self, batch: Sequence[int]) -> float:
+        """What a sum over a batch is divided by; of several processes, such that the mean over them is the batch's.
+
+        Args:
+            batch: indexes of the samples that this process has of it.
         """
         raise NotImplementedError
 
@@ -71,10 +80,11 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         """
         model.train()
         batch = inputs["rows"].tolist()
+        size = self.size(batch)
         random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         while True:
             try:
-                found = self._forward_backward(model, batch)
+                found = self._forward_backward(model, batch, size)
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -92,22 +102,22 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
                 torch.cuda.empty_cache()
                 torch.cuda.set_rng_state_all(random[1])
         assert found is not None
-        if processes.count() > 1:
+        if processes.count() > 1:  # the forward is not the one that DistributedDataParallel waits for
             for parameter in self.accelerator.unwrap_model(model).parameters():
                 if parameter.grad is not None:
                     torch.distributed.all_reduce(parameter.grad)
                     parameter.grad /= processes.count()
         return found
 
-    def _forward_backward(self, model: Any, batch: Sequence[int]) -> torch.Tensor:
+    def _forward_backward(self, model: Any, batch: Sequence[int], size: float) -> torch.Tensor:
         base, total = self.base(model), torch.zeros((), device=self.args.device)
         self.told = {}
         samples = [self.samples[i] for i in batch]
         for part in micro_batches(samples, self.budget):
             row = pack([samples[i] for i in part], self.args.device)
-            with packed(base):
+            with packed(base), fused(base):
                 with self.accelerator.autocast():
-                    loss = self.loss(base, row, [batch[i] for i in part], batch)
+                    loss = self.loss(base, row, [batch[i] for i in part], size)
                 self.accelerator.backward(loss)  # inside: recomputed activations attend in the same way
             total += loss.detach()
         return total

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from peft_align.config.schema import DPO, Config
 from peft_align.data.tokenization import TokenizedPair
+from peft_align.models.fused_lora import fused
 from peft_align.models.packed_attention import packed
 from peft_align.models.packed_scoring import response_scores, token_scores
 from peft_align.models.packing import Row, Sample, micro_batches, pack, sample_of
@@ -22,15 +23,13 @@ from peft_align.training.engine import PackedTrainer
 class PackedSFT(PackedTrainer):
     """The mean over all response tokens of an optimizer batch (of all processes), as transformers' Trainer has it."""
 
-    def loss(self, model: Any, row: Row, indexes: Sequence[int], batch: Sequence[int]) -> torch.Tensor:
-        scores = token_scores(model, row)
-        tokens = sum(self._scored(i) for i in batch)
-        share = sum(processes.gathered(tokens)) / processes.count()  # the mean over processes is taken of the rest
-        return -scores.sum() / share
+    def loss(self, model: Any, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
+        return -token_scores(model, row).sum() / size
 
-    def _scored(self, index: int) -> int:
-        sample = self.samples[index]
-        return sum(len(words) - (not sample.prompt) for words in sample.responses)
+    def size(self, batch: Sequence[int]) -> float:
+        samples = [self.samples[i] for i in batch]
+        tokens = sum(len(words) - (not sample.prompt) for sample in samples for words in sample.responses)
+        return float(sum(processes.gathered(tokens)) / processes.count())
 
 
 class PackedDPO(PackedTrainer):
@@ -46,7 +45,7 @@ class PackedDPO(PackedTrainer):
         super().__init__(**arguments)
         self.beta = beta
 
-    def loss(self, model: Any, row: Row, indexes: Sequence[int], batch: Sequence[int]) -> torch.Tensor:
+    def loss(self, model: Any, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
         scores = response_scores(model, row).view(-1, 2)
         rewards = self.beta * (scores - self.reference[list(indexes)].to(scores.device))
         margins = rewards[:, 0] - rewards[:, 1]
@@ -59,15 +58,18 @@ class PackedDPO(PackedTrainer):
                 "logps/chosen": scores[:, 0].sum(),
                 "logps/rejected": scores[:, 1].sum(),
             }
-            self.tell(told, 1 / len(batch))
-        return -logsigmoid(margins).sum() / len(batch)
+            self.tell(told, 1 / size)
+        return -logsigmoid(margins).sum() / size
+
+    def size(self, batch: Sequence[int]) -> float:
+        return len(batch)
 
     def prepare(self, references: References, tick: Callable[[int], None]) -> dict[str, int]:
         digests = [sample_digest(sample.prompt, *sample.responses) for sample in self.samples]
         by_digest = dict(zip(digests, self.samples, strict=True))
         found, computed = references.of(by_digest, lambda some: self.score(self.model, some).tolist(), tick)
         self.reference = torch.tensor([found[digest] for digest in digests], dtype=torch.float64)
-        return {"samples": len(by_digest), "computed": computed}
+        return {"samples": len(by_digest), "computed": sum(processes.gathered(computed))}
 
     @torch.no_grad()
     def score(self, model: Any, samples: Sequence[Sample]) -> torch.Tensor:
@@ -75,7 +77,7 @@ class PackedDPO(PackedTrainer):
         base, found = self.base(model), torch.empty(len(samples), 2, dtype=torch.float64)
         base.eval()
         for part in micro_batches(samples, self.budget):
-            with packed(base), self.accelerator.autocast():
+            with packed(base), fused(base), self.accelerator.autocast():
                 row = pack([samples[i] for i in part], self.args.device)
                 found[part] = response_scores(base, row).view(-1, 2).cpu()
         return found

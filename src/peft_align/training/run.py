@@ -165,6 +165,7 @@ def train(
         "peak_memory_bytes": max(memory, key=lambda used: used["gpu"] or used["resident"] or 0),
         "processes": processes.count(),
         "engine": engine,
+        "micro_batch_tokens": getattr(trainer, "budget", None),
         "reference": prepared,
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -297,6 +298,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.step = self.first = record["step"]
         self.saved, self.losses = dict(record["saved"]), list(record["losses"])
         self.tokens, self.before = record["tokens"], record["seconds"]
+        if isinstance(self.trainer, PackedTrainer):  # less, if memory did not suffice before the interruption
+            self.trainer.budget = min(self.trainer.budget, record["micro_batch_tokens"] or self.trainer.budget)
 
     @property
     def seconds(self) -> float:
@@ -314,7 +317,13 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             self.saved[str(state.global_step)] = save_adapter(self.model, folder, self.base_name)
 
     def _save_state(self) -> None:
-        more = {"saved": self.saved, "losses": self.losses, "tokens": self.tokens, "seconds": self.seconds}
+        more = {
+            "saved": self.saved,
+            "losses": self.losses,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "micro_batch_tokens": getattr(self.trainer, "budget", None),
+        }
         save_state(self.directory, self.trainer, self.step, self.inputs, more)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
