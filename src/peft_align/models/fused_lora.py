@@ -55,6 +55,9 @@ def _forward_of(layer: Any) -> Callable[..., torch.Tensor]:
             return found
         result = layer.base_layer(x)
         low = linear(dropout(x), a)
-        return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), b.t(), alpha=scaling).view_as(result)
+        if type(layer.base_layer) is not torch.nn.Linear:  # what quantised layers give may be a view that must stay
+            return torch.addmm(result.flatten(0, -2), low.flatten(0, -2), b.t(), alpha=scaling).view_as(result)
+        result.flatten(0, -2).addmm_(low.flatten(0, -2), b.t().to(low.dtype), alpha=scaling)
+        return result  # type: ignore[no-any-return]
 
     return forward
