@@ -2,7 +2,8 @@
 
     python benchmarks/dpo_vs_trl.py --dataset hh_rlhf
 
-Both in one process on one base, in turn; the table goes into docs/performance.md.
+Each variant in a process of its own, in turn, each training the same first steps; the table goes into
+docs/performance.md.
 """
 
 from vs_trl import main

@@ -48,12 +48,13 @@ def median_range(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
-def product_rate(dtype: Any, size: int = 2048, seconds: float = 3.0) -> float:
+def product_rate(dtype: str, size: int = 2048, seconds: float = 3.0) -> float:
     """FLOP a second of square matrix products on this machine: the most that training could reach."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    a, b = (torch.randn(size, size, device=device).to(precision) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         started = time.perf_counter()
