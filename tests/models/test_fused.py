@@ -1,7 +1,8 @@
-"""LoRA layers in one product compute what PEFT's do."""
+"""Layers in fewer passes compute what PEFT's and transformers' do."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,14 +10,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peft_align.models.fused_lora import fused
+from peft_align.models.fused import fused
 
 SHAPE = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 
 
-def adapted(**more: Any) -> Any:
+def adapted(seed: int = 0, **more: Any) -> Any:
     """A small Llama with an adapter that is not zero."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, num_attention_heads=4, num_key_value_heads=2))
     config = LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "down_proj"], **more)
     made = get_peft_model(model, config)
@@ -40,25 +41,54 @@ def test_outputs_and_gradients_are_pefts() -> None:
     with fused(model):
         assert "forward" in model.base_model.model.model.layers[0].self_attn.q_proj.__dict__
         found, gradients = logits_and_gradients(model)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # norms are fp32 in double too
     assert len(gradients) == 8
-    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-5, atol=1e-6)
     again, _ = logits_and_gradients(model)
     assert torch.equal(again, expected), "afterwards it is PEFT's again"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_norm_and_its_gradient_are_transformers(dtype: torch.dtype) -> None:
+    torch.manual_seed(1)
+    norm = adapted().base_model.model.model.norm.to(dtype)
+    norm.weight.data = torch.rand(32).add(0.5).to(dtype)
+    x, direction = (torch.randn(2, 7, 32).to(dtype) for _ in range(2))
+    found = []
+    for context in (nullcontext, fused):
+        given = x.clone().requires_grad_()
+        with context(norm):
+            assert ("forward" in norm.__dict__) == (context is fused)
+            out = norm(given)
+            (out * direction).sum().backward()
+        found.append((out.detach(), given.grad))
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_a_norm_that_is_trained_is_left_alone() -> None:
+    norm = adapted().base_model.model.model.norm.requires_grad_()
+    with fused(norm):
+        assert "forward" not in norm.__dict__
+
+
 def test_in_bf16_it_is_no_farther_from_the_exact_result_than_pefts() -> None:
-    exact, _ = logits_and_gradients(adapted().double())
-    model = adapted()
-    for name, parameter in model.named_parameters():
-        if "lora_" not in name:
-            parameter.data = parameter.data.bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        theirs, _ = logits_and_gradients(model)
-        with fused(model):
-            ours, gradients = logits_and_gradients(model)
-    assert gradients[0].dtype == torch.float32
-    assert (ours.double() - exact).norm() < 1.1 * (theirs.double() - exact).norm()
+    ours, theirs = [], []
+    for seed in range(10):
+        exact, _ = logits_and_gradients(adapted(seed).double())
+        model = adapted(seed)
+        for name, parameter in model.named_parameters():
+            if "lora_" not in name:
+                parameter.data = parameter.data.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs.append(float((logits_and_gradients(model)[0].double() - exact).norm()))
+            with fused(model):
+                logits, gradients = logits_and_gradients(model)
+            ours.append(float((logits.double() - exact).norm()))
+        assert gradients[0].dtype == torch.float32
+    assert sum(ours) < 1.05 * sum(theirs)
 
 
 def test_dropout_falls_on_the_adapters_input_alone() -> None:
@@ -82,7 +112,7 @@ def test_layers_of_another_kind_are_left_alone(more: dict[str, bool]) -> None:
     expected, _ = logits_and_gradients(model)
     with fused(model):
         assert not any("forward" in module.__dict__ for module in model.modules() if hasattr(module, "lora_A"))
-        assert torch.equal(logits_and_gradients(model)[0], expected)
+        torch.testing.assert_close(logits_and_gradients(model)[0], expected)
 
 
 def test_an_adapter_that_is_off_stays_off() -> None:
@@ -90,4 +120,4 @@ def test_an_adapter_that_is_off_stays_off() -> None:
     with model.disable_adapter():
         expected, _ = model(torch.arange(5)[None]).logits, None
         with fused(model):
-            assert torch.equal(model(torch.arange(5)[None]).logits, expected)
+            torch.testing.assert_close(model(torch.arange(5)[None]).logits, expected)
