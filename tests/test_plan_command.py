@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,6 +101,34 @@ def test_people_are_shown_counts_axes_and_what_is_to_do(verb: Verb) -> None:
         "override:",
     ):
         assert expected in text
+
+
+def test_memory_the_card_that_suffices_and_time_are_told_before_anything_runs(verb: Verb, tmp_path: Path) -> None:
+    words = ("model=mistral_7b", "method=dpo", "peft=qlora", "train.max_length=1024")
+    (entry,) = planned(verb, *words)["training_kinds"]
+    assert entry["peak_bytes"]["recomputed"] < 12e9 < entry["peak_bytes"]["kept"]
+    assert entry["cards"]["24"] == {"budget": 16384, "recomputed": True}
+    assert entry["largest"]["kept"]["24"] is None
+    shown = verb("plan", *words, check=True).stdout.partition("estimated from the model's shape:\n")[2].splitlines()[0]
+    assert re.fullmatch(
+        r"  mistral_7b dpo qlora r=16   \d\d\.\d GB at 2,048 tokens \(\d\.\d GB with gradient checkpointing\)   "
+        r"fits 24 GB with gradient checkpointing   up to ~\d+ (min|h) on an A100",
+        shown,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_docs_show_of_memory_and_time_is_what_plan_says(verb: Verb) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "grids.md").read_text(encoding="utf-8")
+    said = verb("plan", "model=mistral_7b", "method=dpo", "peft=qlora,lora", check=True).stdout
+    lines = said.partition("estimated from the model's shape:\n")[2].splitlines()[:2]
+    assert "```\n" + "\n".join(lines) + "\n```\n" in page
+
+
+def test_many_kinds_of_run_are_shown_in_part_and_counted(verb: Verb) -> None:
+    text = verb("plan", "+grid=full", "seed=0", check=True).stdout.partition("estimated from the model's shape:\n")[2]
+    assert "llama_7b|vicuna_7b sft lora r=64" in text
+    assert re.search(r"^  and \d+ more kinds of run: --json has all$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["plan", "sweep", "status", "report", "train", "merge", "select", "evaluate", "judge"])

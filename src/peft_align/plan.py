@@ -8,7 +8,7 @@ examples:
   python -m peft_align.plan +grid=quickstart method=dpo --cfg
 
 flags:
-  --json            one JSON object: runs, kinds, parents, axes, done, to_do, excluded, disk_bytes, run_list, ...
+  --json            one JSON object: runs, kinds, parents, axes, done, to_do, training_kinds, disk_bytes, run_list, ...
   --cfg             print the fully resolved config of the first run, and stop
   --config-dir DIR  take options from your own folder too (may be repeated)
 """
@@ -29,11 +29,13 @@ from peft_align.config.benchmarks import Generated
 from peft_align.config.launchers import Slurm
 from peft_align.config.schema import Dataset, Model
 from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, human_time, proposals, seconds_left
+from peft_align.grid.kinds import kinds_of, lines
 from peft_align.grid.needs import not_here, unready
 from peft_align.grid.planner import Item
 
 KINDS = ("train", "merge", "baseline")
 SHOWN_REASONS = 12
+SHOWN_KINDS = 8
 
 
 def verb(argv: list[str]) -> int:
@@ -81,6 +83,7 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         "not_ready": [str(fault) for fault in unready(todo)],
         "not_judged": sorted(_unjudged(own)),
         "trainable_parameters": trainable(own),
+        "training_kinds": kinds_of(asked.root, items),
         "disk_bytes": disk_bytes(items),
         "training_seconds": seconds,
         "resources": proposals(asked.root, items),
@@ -166,6 +169,13 @@ def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool, on_slurm
         console.print(line, markup=False, highlight=False)
     if (more := len(content["trainable_parameters"]) - SHOWN_REASONS) > 0:
         console.print(f"  and {more} more: --json has all", markup=False, highlight=False)
+    if content["training_kinds"]:
+        console.print("memory of a GPU and time, estimated from the model's shape:", markup=False)
+        shown, left = lines(content["training_kinds"], SHOWN_KINDS)
+        for line in shown:
+            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        if left:
+            console.print(f"  and {left} more kinds of run: --json has all", markup=False, highlight=False)
     for entry in content["resources"][:SHOWN_REASONS] if on_slurm else ():
         card = f", {human_bytes(entry['gpu_bytes'])} of a GPU" if entry["gpu_bytes"] else ""
         who = f"{entry['model']} {entry['method']} on {entry['base']}"

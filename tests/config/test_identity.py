@@ -147,6 +147,8 @@ def another(leaf: Leaf, value: Any) -> Any:
         return special[leaf.key]
     if leaf.rule.choices:
         return next((choice for choice in leaf.rule.choices if choice != value), None)
+    if value is None and "bool" in str(leaf.type):
+        return True
     return 2 if value is None and "int" in str(leaf.type) else changed(value)
 
 
@@ -168,7 +170,7 @@ def pinned(config: Config) -> dict[str, str]:
     return {key: word(key, value) for key, value in keys.items()}
 
 
-ON_COMMAND_LINE = [key for key in leaves() if not key.endswith(".kind") and key != "train.engine"]
+ON_COMMAND_LINE = [key for key in leaves() if not key.endswith(".kind")]
 
 
 @pytest.mark.parametrize("key", ON_COMMAND_LINE)

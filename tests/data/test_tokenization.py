@@ -15,13 +15,14 @@ from peft_align.data.order import sample_order
 from peft_align.data.pairs import Message, Pair
 from peft_align.data.sources import load_split
 from peft_align.data.templates import VICUNA_SYSTEM, mistral, vicuna
-from peft_align.data.tokenization import tokenize
+from peft_align.data.tokenization import TokenizedPair, tokenize
 from peft_align.models.loading import find_model
 from peft_align.models.tokenizer import load_tokenizer
 
 TURNS = (Message("user", "one"), Message("assistant", "two"), Message("user", "three"))
 TINY = Model("random", None, None, "vicuna", Shape(2, 32, 4, 2, 64, 259, True))
 HH = Dataset("hh_rlhf", "Anthropic/hh-rlhf", None, 0.05, None)
+EVERYDAY = Dataset("everyday", None, None, 0.05, None)
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +120,25 @@ def test_sample_order_is_whole_permutations_and_a_longer_run_begins_as_a_shorter
     assert order[:10] != order[10:20]
     assert sample_order(10, 7, seed=1) == order[:7]
     assert sample_order(10, 25, seed=2) != order
+
+
+def test_what_was_encoded_before_is_not_encoded_again_whatever_it_is_cut_to(tiny: Any) -> None:
+    pairs = load_split(EVERYDAY, Preference("harmless"), "train", None).pairs[:6]
+    known: dict[Any, TokenizedPair] = {}
+    asked: list[Any] = []
+
+    class Counting:
+        bos_token_id, eos_token_id = tiny.bos_token_id, tiny.eos_token_id
+
+        def __call__(self, texts: Any, **options: Any) -> Any:
+            asked.append(texts)
+            return tiny(texts, **options)
+
+    for part, length in ((pairs[:4], 400), (pairs, 60)):
+        assert tokenize(part, Counting(), "vicuna", length, known) == tokenize(part, tiny, "vicuna", length)
+    assert len(known) == 6
+    calls = len(asked)
+    tokenize(pairs, Counting(), "vicuna", 400, known)
+    assert len(asked) == calls
+    tokenize(pairs[:1], Counting(), "mistral", 400, known)
+    assert len(asked) > calls, "another template, other tokens"

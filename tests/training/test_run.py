@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from peft_align.config.schema import OPTIMIZERS
 from peft_align.models.loading import load_base
 from peft_align.store.runs import RunDir
 from peft_align.training.run import TrainingFailed, micro_batch, train
@@ -116,3 +117,10 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_names_the_step(tmp_path: Pa
 @pytest.mark.parametrize(("batch", "most", "expected"), [(16, 4, 4), (12, 8, 6), (7, 4, 1), (2, 8, 2)])
 def test_the_micro_batch_divides_the_effective_batch(batch: int, most: int, expected: int) -> None:
     assert micro_batch(batch, most) == expected
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_of_the_schema_trains(optimizer: str, tmp_path: Path) -> None:
+    words = ("model=tiny", "dataset=everyday", "peft=lora", "method=sft", "train.max_steps=2", "train.batch_size=2")
+    record = trained(run_of(*words, f"train.optimizer={optimizer}", "train.learning_rate=1e-2"), tmp_path)
+    assert len(set(record["loss"])) == 2

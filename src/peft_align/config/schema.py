@@ -130,6 +130,9 @@ class Arithmetic(Merge):
     scaling: float = value("lambda, the factor of the merged change")
 
 
+OPTIMIZERS = ("adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
+
+
 @dataclass(frozen=True)
 class Train:
     engine: str = value("training engine", choices=("packed", "trl"))
@@ -140,13 +143,19 @@ class Train:
     max_grad_norm: float = value("gradients are clipped to this norm", above=0)
     schedule: str = value("learning-rate schedule after warm-up", choices=("constant", "linear", "cosine"))
     warmup_steps: int = value("steps of linear warm-up", low=0)
-    optimizer: str = value("optimizer", choices=("adamw_torch", "adamw_bnb", "paged_adamw_32bit", "paged_adamw_8bit"))
+    optimizer: str = value(
+        "optimizer", choices=("adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
+    )
     adam_betas: list[float] = value("Adam's two decay rates", low=0, high=0.99999, length=2)
     max_length: int = value("tokens of prompt and response together", low=8)
     checkpoint_steps: list[int] = operational("steps whose adapter is kept", low=1)
     micro_batch_size: int = operational("samples per forward pass (engine trl)", low=1)
-    micro_batch_tokens: int = operational("tokens per forward pass (engine packed)", low=1)
-    gradient_checkpointing: bool = operational("recompute activations: less memory, more time")
+    micro_batch_tokens: int | None = operational(
+        "tokens per forward pass (engine packed); null: as memory allows", low=1
+    )
+    gradient_checkpointing: bool | None = operational(
+        "recompute activations: less memory, more time; null: where memory demands it (engine packed)"
+    )
     state_every: int = operational("steps after which the training state is saved, to go on from", low=1)
 
 
@@ -160,6 +169,11 @@ class Evaluation:
     batch_size: int = operational("sequences per forward pass", low=1)
     max_new_tokens: int | None = operational(
         "longest text that any benchmark generates, for a quick look; null: each its own", default=None, low=1
+    )
+    batch_tokens: int = operational(
+        "tokens per forward pass of multiple-choice benchmarks, in which texts share what they begin with",
+        default=4096,
+        low=1,
     )
     include_path: str | None = operational("folder of your own lm-eval task YAML files", default=None)
     base_precision: str | None = operational(

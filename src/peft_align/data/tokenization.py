@@ -24,7 +24,11 @@ class TokenizedPair:
 
 
 def tokenize(
-    pairs: Iterable[Pair], tokenizer: Any, template: str, max_length: int
+    pairs: Iterable[Pair],
+    tokenizer: Any,
+    template: str,
+    max_length: int,
+    known: dict[tuple[str, Pair], TokenizedPair] | None = None,
 ) -> tuple[list[TokenizedPair], dict[str, int]]:
     """Tokenize and truncate.
 
@@ -33,12 +37,17 @@ def tokenize(
         tokenizer: a transformers tokenizer.
         template: vicuna, mistral or chat.
         max_length: tokens of the prompt and its longest response together.
+        known: pairs that this tokenizer has encoded before, by template; the others are added.
 
     Returns:
         The tokenized pairs in order, and how many prompts and responses were truncated.
     """
     cut: Counter[str] = Counter({"truncated prompts": 0, "truncated responses": 0})
-    done = [_truncate(_encode(pair, tokenizer, template), max_length, tokenizer.bos_token_id, cut) for pair in pairs]
+    known, done = {} if known is None else known, []
+    for pair in pairs:
+        if (template, pair) not in known:
+            known[template, pair] = _encode(pair, tokenizer, template)
+        done.append(_truncate(known[template, pair], max_length, tokenizer.bos_token_id, cut))
     return done, dict(cut)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from peft_align.config.schema import NoMerge, Shape
+from peft_align.config.schema import NoMerge, Peft, Shape
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Run
 from peft_align.store.runs import RunDir
@@ -33,12 +33,16 @@ def module_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
 
 
 def adapter_parameters(run: Run) -> int | None:
-    """Trainable parameters: r × (inputs + outputs) per target module and layer. None if a module is not known."""
-    modules = module_shapes(run.config.model.shape)
-    peft = run.config.peft
+    """Trainable parameters of a run; None if a module is not known."""
+    return trainable_parameters(run.config.model.shape, run.config.peft)
+
+
+def trainable_parameters(shape: Shape, peft: Peft) -> int | None:
+    """r × (inputs + outputs) per target module and layer. None if a module is not known."""
+    modules = module_shapes(shape)
     if any(name not in modules for name in peft.target_modules):
         return None
-    return run.config.model.shape.layers * peft.r * sum(sum(modules[name]) for name in set(peft.target_modules))
+    return shape.layers * peft.r * sum(sum(modules[name]) for name in set(peft.target_modules))
 
 
 def disk_bytes(items: Iterable[Item]) -> int:
@@ -68,35 +72,47 @@ def _merge_bytes(run: Run) -> int:
 
 def base_parameters(shape: Shape) -> int:
     """Parameters of a Llama-like model: its linear modules, embeddings and norms."""
-    linear = sum(inputs * outputs for inputs, outputs in module_shapes(shape).values())
     embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
-    return shape.layers * (linear + 2 * shape.hidden) + embeddings + shape.hidden
+    return linear_parameters(shape) + 2 * shape.layers * shape.hidden + embeddings + shape.hidden
+
+
+def linear_parameters(shape: Shape) -> int:
+    """Of the layers' linear modules, without the head."""
+    return shape.layers * sum(inputs * outputs for inputs, outputs in module_shapes(shape).values())
 
 
 def seconds_left(root: Path, items: Iterable[Item]) -> float | None:
     """Seconds of training still to be done, from the measured seconds a step of like runs; None without a measurement.
 
-    Like runs share model, method and precision of the base. A kind of run that was never measured makes the whole
-    unknown, rather than too small.
+    A kind of run that was never measured makes the whole unknown, rather than too small.
     """
-    measured: dict[tuple[str, ...], list[float]] = {}
-    todo: list[Item] = []
-    for item in items:
-        if item.run.kind != "train":
-            continue
-        if item.to_make is not None:
-            todo.append(item)
-            continue
-        record = RunDir(root, item.run.id).train_record()
-        if record and record.get("seconds_per_step"):
-            measured.setdefault(_likeness(item.run), []).append(record["seconds_per_step"])
+    items = list(items)
+    paces = measured_paces(measured(root, items))
     total = 0.0
-    for item in todo:
-        rates = measured.get(_likeness(item.run))
-        if not rates:
+    for item in items:
+        if item.run.kind != "train" or item.to_make is None:
+            continue
+        pace = paces.get(likeness(item.run))
+        if pace is None:
             return None
-        total += statistics.median(rates) * item.run.config.train.max_steps
+        total += pace * item.run.config.train.max_steps
     return total
+
+
+def measured(root: Path, items: Iterable[Item]) -> list[tuple[Run, dict[str, Any]]]:
+    """The training runs that are done, and their records."""
+    done = (item.run for item in items if item.run.kind == "train" and item.to_make is None)
+    records = ((run, RunDir(root, run.id).train_record()) for run in done)
+    return [(run, record) for run, record in records if record]
+
+
+def measured_paces(records: Iterable[tuple[Run, dict[str, Any]]]) -> dict[tuple[str, ...], float]:
+    """Median seconds a step of each likeness."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for run, record in records:
+        if record.get("seconds_per_step"):
+            found.setdefault(likeness(run), []).append(record["seconds_per_step"])
+    return {alike: statistics.median(rates) for alike, rates in found.items()}
 
 
 def proposals(root: Path, items: Iterable[Item]) -> list[dict[str, object]]:
@@ -105,13 +121,11 @@ def proposals(root: Path, items: Iterable[Item]) -> list[dict[str, object]]:
     The time is half as much again as the longest training took and five minutes for loading, the memory a quarter more
     than the largest; memory of a GPU is told as it was, to choose a card by.
     """
-    measured: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for item in items:
-        record = RunDir(root, item.run.id).train_record() if item.run.kind == "train" and not item.to_make else None
-        if record:
-            measured.setdefault((*_likeness(item.run)[:3],), []).append(record)
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for run, record in measured(root, items):
+        alike.setdefault((*likeness(run)[:3],), []).append(record)
     found: list[dict[str, object]] = []
-    for (model, method, base), records in measured.items():
+    for (model, method, base), records in alike.items():
         minutes = 5 + math.ceil(max(record["seconds"]["total"] for record in records) * 1.5 / 60)
         resident = max(record["peak_memory_bytes"]["resident"] for record in records)
         on_gpu = max((record["peak_memory_bytes"]["gpu"] or 0 for record in records), default=0)
@@ -121,10 +135,12 @@ def proposals(root: Path, items: Iterable[Item]) -> list[dict[str, object]]:
     return found
 
 
-def _likeness(run: Run) -> tuple[str, ...]:
-    config = run.config
-    shape = (config.train.batch_size, config.train.max_length, config.train.micro_batch_size)
-    return (run.choices["model"], config.method.kind, run.base, *map(str, shape))
+def likeness(run: Run) -> tuple[str, ...]:
+    """What runs share that take like time: model, method, precision of the base, engine and sizes."""
+    config, train = run.config, run.config.train
+    micro = train.micro_batch_size if train.engine == "trl" else train.micro_batch_tokens
+    sizes = (train.engine, train.batch_size, train.max_length, micro, train.gradient_checkpointing)
+    return (run.choices["model"], config.method.kind, run.base, *map(str, sizes))
 
 
 def human_bytes(count: float) -> str:

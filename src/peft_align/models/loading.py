@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 
 from peft_align.config.identity import short_hash
 from peft_align.config.schema import Config, Model, Shape
+from peft_align.data.pairs import Pair
+from peft_align.data.tokenization import TokenizedPair
 from peft_align.errors import Fault, InputError
 from peft_align.models.tokenizer import load_tokenizer
 from peft_align.store.hub import commit_of, find_repository, model_folder
@@ -33,6 +35,7 @@ class Base:
 
     Attributes:
         dequantized: quantised weights were turned back into plain ones, to be merged into.
+        tokenized: pairs that the tokenizer has encoded, by template, for the runs that share them.
     """
 
     model: Any
@@ -40,6 +43,7 @@ class Base:
     folder: Path
     source: dict[str, Any]
     dequantized: bool = False
+    tokenized: dict[tuple[str, Pair], TokenizedPair] = field(default_factory=dict)
 
 
 @dataclass

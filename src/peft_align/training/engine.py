@@ -7,17 +7,30 @@ samples of like length together, so that no batch changes with the cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from transformers import Trainer
 
-from peft_align.models.fused_lora import fused
+from peft_align.models.fused import fused
 from peft_align.models.packed_attention import packed
 from peft_align.models.packing import Row, Sample, micro_batches, pack
 from peft_align.store.references import References
 from peft_align.training import processes
+from peft_align.training.memory import (
+    MEASURED,
+    MOST,
+    OPTIMIZER,
+    free_bytes,
+    kept_bytes,
+    out_of_memory,
+    row_tokens,
+    same_randomness,
+)
 from peft_align.training.state import ExactState
 
 FORWARD = 1  # raised when a change of the forward pass changes what it computes, in the last digits
@@ -28,15 +41,20 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
 
     Args:
         samples: as many as the run has steps times samples a step.
-        budget: tokens of a row.
+        budget: tokens of a row; None: what fits.
+        checkpointing: whether activations are recomputed in backward; None: where they do not fit.
         arguments: of transformers' Trainer.
     """
 
     _total_train_tokens = 0
 
-    def __init__(self, samples: Sequence[Sample], budget: int, **arguments: Any) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], budget: int | None, checkpointing: bool | None, **arguments: Any
+    ) -> None:
         super().__init__(train_dataset=range(len(samples)), data_collator=_numbered, **arguments)
-        self.samples, self.budget = samples, budget
+        self.samples, self.asked = samples, (budget, checkpointing)
+        self.budget, self.checkpointing = budget or MOST[self.args.device.type], False
+        self.measured: dict[str, int] = {}
         self.told: dict[str, float] = {}
 
     def base(self, model: Any) -> Any:
@@ -62,6 +80,68 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         """
         raise NotImplementedError
 
+    def choose(self, before: Mapping[str, Any]) -> None:
+        """Decide how many tokens a row has, and whether activations are recomputed in backward.
+
+        What was not asked for comes from a measurement: no recomputing where the longest sample fits without, as it
+        costs a forward pass. Several processes choose the same.
+
+        Args:
+            before: what an interrupted run had come to; empty if there is none.
+        """
+        budget, checkpointing = self.asked
+        if before:
+            self.budget = min(before["micro_batch_tokens"], budget or before["micro_batch_tokens"])
+            self._checkpoint(before["gradient_checkpointing"] or bool(checkpointing))
+            self.measured = before["measured"]
+            return
+        self._checkpoint(bool(checkpointing))
+        if budget is not None and checkpointing is not None:
+            return
+        longest = max(map(len, self.samples))
+        ways = (False, True) if checkpointing is None else (checkpointing,)
+        for self.checkpointing in ways:
+            self._checkpoint(self.checkpointing)
+            free = free_bytes(self.args.device) - OPTIMIZER * sum(p.numel() for p in self.trained())
+            per_token = max(processes.gathered(self._bytes_per_token()))
+            fitting = row_tokens(min(processes.gathered(free)), per_token, self.args.device.type)
+            self.measured = {"free_bytes": free} | (
+                {"bytes_per_token": round(per_token)} if per_token < math.inf else {}
+            )
+            if fitting >= (budget or longest):
+                break
+        self.budget = budget or fitting
+
+    def trained(self) -> list[torch.nn.Parameter]:
+        """The weights that are trained."""
+        return [p for p in self.accelerator.unwrap_model(self.model).parameters() if p.requires_grad]
+
+    def _checkpoint(self, on: bool) -> None:
+        self.checkpointing, base = on, self.base(self.model)
+        if on:
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            base.gradient_checkpointing_disable()
+
+    def _bytes_per_token(self) -> float:
+        """What the longest samples need in forward and backward; without end if not even the longest fits."""
+        order = sorted(range(len(self.samples)), key=lambda i: -len(self.samples[i]))
+        tokens = list(accumulate(len(self.samples[i]) for i in order))
+        several = sum(size < MEASURED for size in tokens) + 1
+        self.model.train()
+        for count in (several, 1):
+            self.budget = tokens[:several][count - 1]
+            try:
+                with same_randomness():
+                    work = partial(self._forward_backward, self.model, order[:count], 1.0)
+                    return kept_bytes(work, self.args.device) / self.budget
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            finally:
+                self.model.zero_grad()
+        return math.inf
+
     def prepare(self, references: References, tick: Callable[[int], None]) -> dict[str, int]:
         """Compute what is needed before the first step, the model as it starts; returns what the record says of it."""
         return {}
@@ -76,7 +156,7 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Forward and backward of one optimizer batch; returns its loss.
 
-        A row that does not fit into memory halves the budget, and the batch is begun again.
+        A row that does not fit into memory makes the rows shorter (see have_less), and the batch is begun again.
         """
         model.train()
         batch = inputs["rows"].tolist()
@@ -86,16 +166,12 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
             try:
                 found = self._forward_backward(model, batch, size)
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 found = None
             if all(processes.gathered(found is not None)):
                 break
-            largest = max(len(self.samples[i]) for i in batch)
-            if self.budget <= largest // 2:
-                raise MemoryError(f"a single sample of {largest} tokens does not fit into memory")
-            self.budget //= 2
-            processes.say(f"out of memory: going on with {self.budget} tokens at a time")
+            self.have_less(max(len(self.samples[i]) for i in batch))
             model.zero_grad()
             torch.set_rng_state(random[0])
             if random[1]:
@@ -108,6 +184,24 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
                     torch.distributed.all_reduce(parameter.grad)
                     parameter.grad /= processes.count()
         return found
+
+    def have_less(self, longest: int) -> None:
+        """Shorter rows from now on; where they are short already, activations are recomputed.
+
+        Args:
+            longest: tokens of the longest sample that is to fit.
+
+        Raises:
+            MemoryError: nothing more can be done.
+        """
+        if self.budget > longest // 2:
+            self.budget //= 2
+            processes.say(f"out of memory: going on with {self.budget} tokens at a time")
+        elif not self.checkpointing and self.asked[1] is None:
+            self._checkpoint(True)
+            processes.say("out of memory: going on with activations computed twice (train.gradient_checkpointing)")
+        else:
+            raise MemoryError(f"a single sample of {longest} tokens does not fit into memory")
 
     def _forward_backward(self, model: Any, batch: Sequence[int], size: float) -> torch.Tensor:
         base, total = self.base(model), torch.zeros((), device=self.args.device)
@@ -135,8 +229,3 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
 
 def _numbered(rows: list[int]) -> dict[str, torch.Tensor]:
     return {"rows": torch.tensor(rows)}
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: of a GPU, or of the CPU, of which torch says so in words alone."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

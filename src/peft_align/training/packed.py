@@ -11,13 +11,14 @@ from transformers import TrainingArguments
 
 from peft_align.config.schema import DPO, Config
 from peft_align.data.tokenization import TokenizedPair
-from peft_align.models.fused_lora import fused
+from peft_align.models.fused import fused
 from peft_align.models.packed_attention import packed
 from peft_align.models.packed_scoring import response_scores, token_scores
 from peft_align.models.packing import Row, Sample, micro_batches, pack, sample_of
 from peft_align.store.references import References, sample_digest
 from peft_align.training import processes
 from peft_align.training.engine import PackedTrainer
+from peft_align.training.memory import out_of_memory
 
 
 class PackedSFT(PackedTrainer):
@@ -44,6 +45,7 @@ class PackedDPO(PackedTrainer):
     def __init__(self, beta: float, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.beta = beta
+        self.reference = torch.zeros(len(self.samples), 2, dtype=torch.float64)
 
     def loss(self, model: Any, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
         scores = response_scores(model, row).view(-1, 2)
@@ -76,10 +78,20 @@ class PackedDPO(PackedTrainer):
         """The log-probabilities of both responses of samples as the model stands, without dropout: (samples, 2)."""
         base, found = self.base(model), torch.empty(len(samples), 2, dtype=torch.float64)
         base.eval()
-        for part in micro_batches(samples, self.budget):
-            with packed(base), fused(base), self.accelerator.autocast():
-                row = pack([samples[i] for i in part], self.args.device)
-                found[part] = response_scores(base, row).view(-1, 2).cpu()
+        parts = micro_batches(samples, self.budget)
+        while parts:
+            some = [samples[i] for i in parts[0]]
+            try:
+                with packed(base), fused(base), self.accelerator.autocast():
+                    row = pack(some, self.args.device)
+                    found[parts[0]] = response_scores(base, row).view(-1, 2).cpu()
+                parts.pop(0)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                self.have_less(max(map(len, some)))
+                left = [i for part in parts for i in part]
+                parts = [[left[i] for i in part] for part in micro_batches([samples[i] for i in left], self.budget)]
         return found
 
 
@@ -110,11 +122,13 @@ def _given(
 ) -> dict[str, Any]:
     batch = arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"]
     whole = {**arguments, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
+    whole["activation_checkpointing"] = False  # the engine's own choice
     return {
         "model": model,
         "args": TrainingArguments(**whole),
         "samples": [sample_of(row, both=both) for row in rows],
         "budget": config.train.micro_batch_tokens,
+        "checkpointing": config.train.gradient_checkpointing,
         "processing_class": tokenizer,
         "callbacks": callbacks,
     }

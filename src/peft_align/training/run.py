@@ -1,4 +1,4 @@
-"""Trains one run from its config to its record, through TRL.
+"""Trains one run from its config to its record, by the engine it asks for (training/packed.py, or TRL's own).
 
 Supports: SFT and DPO; LoRA and QLoRA (NF4); CPU and CUDA devices (never run on CUDA so far); DPO from the base or
 from an SFT run. The samples, their order and the batches are decided before the trainer sees them. Everything is
@@ -27,6 +27,7 @@ from peft_align.config.schema import Config
 from peft_align.data.order import sample_order
 from peft_align.data.sources import load_split
 from peft_align.data.tokenization import TokenizedPair, tokenize
+from peft_align.grid.footprint import micro_batch
 from peft_align.grid.planner import adapter_digest
 from peft_align.grid.runs import Run
 from peft_align.models.adapters import (
@@ -124,6 +125,7 @@ def train(
         processes.say(f"trainable parameters: {parameters:,}")
         recorder.trainer = trainer
         if isinstance(trainer, PackedTrainer):
+            trainer.choose(resumed[1]["memory"] if resumed else {})
             prepared = trainer.prepare(
                 References(directory.root, reference_key(config, inputs)),
                 lambda done: directory.report_progress(stage="reference", step=done, of=len(rows)),
@@ -165,7 +167,7 @@ def train(
         "peak_memory_bytes": max(memory, key=lambda used: used["gpu"] or used["resident"] or 0),
         "processes": processes.count(),
         "engine": engine,
-        "micro_batch_tokens": getattr(trainer, "budget", None),
+        "memory": memory_choice(trainer),
         "reference": prepared,
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -174,6 +176,17 @@ def train(
     directory.commit_attempt()
     discard_state(directory)
     return record
+
+
+def memory_choice(trainer: Any) -> dict[str, Any]:
+    """What the engine `packed` decided, for the record and for an interrupted run to go on with; else nothing."""
+    if not isinstance(trainer, PackedTrainer):
+        return {}
+    return {
+        "micro_batch_tokens": trainer.budget,
+        "gradient_checkpointing": trainer.checkpointing,
+        "measured": trainer.measured,
+    }
 
 
 def engine_of(config: Config, base: Base, rows: list[TokenizedPair]) -> str:
@@ -207,7 +220,11 @@ def training_rows(config: Config, base: Base) -> tuple[list[TokenizedPair], dict
     order = sample_order(len(split.pairs), wanted, config.seed)
     used = sorted(set(order))
     tokenized, truncation = tokenize(
-        (split.pairs[i] for i in used), base.tokenizer, config.model.template, config.train.max_length
+        (split.pairs[i] for i in used),
+        base.tokenizer,
+        config.model.template,
+        config.train.max_length,
+        base.tokenized,
     )
     by_index = dict(zip(used, tokenized, strict=True))
     return [by_index[i] for i in order], {
@@ -240,7 +257,7 @@ def shared_arguments(config: Config, scratch: Path) -> dict[str, Any]:
         "adam_beta2": train.adam_betas[1],
         "seed": config.seed,
         "bf16": config.peft.compute_dtype == "bf16",
-        "activation_checkpointing": train.gradient_checkpointing,
+        "activation_checkpointing": bool(train.gradient_checkpointing),
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
@@ -250,11 +267,6 @@ def shared_arguments(config: Config, scratch: Path) -> dict[str, Any]:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,  # every weight of the adapter has its part in the loss
     }
-
-
-def micro_batch(batch_size: int, at_most: int) -> int:
-    """The largest divisor of the effective batch that fits into one forward pass."""
-    return next(size for size in range(min(batch_size, at_most), 0, -1) if batch_size % size == 0)
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
@@ -298,8 +310,6 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.step = self.first = record["step"]
         self.saved, self.losses = dict(record["saved"]), list(record["losses"])
         self.tokens, self.before = record["tokens"], record["seconds"]
-        if isinstance(self.trainer, PackedTrainer):  # less, if memory did not suffice before the interruption
-            self.trainer.budget = min(self.trainer.budget, record["micro_batch_tokens"] or self.trainer.budget)
 
     @property
     def seconds(self) -> float:
@@ -322,7 +332,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             "losses": self.losses,
             "tokens": self.tokens,
             "seconds": self.seconds,
-            "micro_batch_tokens": getattr(self.trainer, "budget", None),
+            "memory": memory_choice(self.trainer),
         }
         save_state(self.directory, self.trainer, self.step, self.inputs, more)
 
