@@ -18,6 +18,7 @@ from peft_align.evaluation.scores import Metric, Scores, clustered_error
 from peft_align.grid.benchmarks import OWN_TASKS
 from peft_align.grid.runs import Scoring
 from peft_align.models.loading import Base
+from peft_align.models.prefix_scoring import log_likelihoods, why_not_shared
 from peft_align.store.hub import mirrored, names_below
 from peft_align.store.records import Digests, digest_of, inventory
 
@@ -32,24 +33,47 @@ def task_manager(include_path: str | None) -> Any:
     return TaskManager(include_path=[str(OWN_TASKS), *([str(Path(include_path).expanduser())] if include_path else [])])
 
 
-def counting_model(model: Any, tokenizer: Any, batch_size: int, tick: Callable[[int], None]) -> Any:
-    """lm-eval's HFLM around a loaded model, which tells how many sequences it has done."""
+def counting_model(model: Any, tokenizer: Any, batch_size: int, batch_tokens: int, tick: Callable[[int], None]) -> Any:
+    """lm-eval's HFLM around a loaded model: tells how many sequences it has done, computes shared prefixes once.
+
+    Args:
+        model: a transformers causal language model, or a PEFT model around one.
+        tokenizer: the model's.
+        batch_size: texts that are generated at a time.
+        batch_tokens: tokens of a forward pass where continuations are scored (models/prefix_scoring.py).
+        tick: called with the number of sequences done.
+    """
     from lm_eval.models.huggingface import HFLM
 
     class CountingHFLM(HFLM):  # type: ignore[misc]
         done = 0
+        told: str | None = None
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
+            asked = [(context, continuation) for _, context, continuation in requests]
+            longest = max((len(context) + len(continuation) - 1 for context, continuation in asked), default=0)
+            why = why_not_shared(self.model, min(longest, self.max_length))
+            if why is None:
+                return log_likelihoods(self.model, asked, self.max_length, batch_tokens, self._count)
+            if why != self.told:
+                print(f"warning: lm-eval computes what texts share anew for each of them: {why}", flush=True)
+                self.told = why
+            found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *args, **kwargs)
+            return found
 
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
             result = super()._model_call(inps, *args, **kwargs)
-            self.done += len(inps)
-            tick(self.done)
+            self._count(len(inps))
             return result
 
         def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
             result = super()._model_generate(context, *args, **kwargs)
-            self.done += len(context)
-            tick(self.done)
+            self._count(len(context))
             return result
+
+        def _count(self, more: int) -> None:
+            self.done += more
+            tick(self.done)
 
     return CountingHFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
 
@@ -66,7 +90,7 @@ def evaluate(
 
     Args:
         benchmark: which task, with how many examples in the prompt.
-        scoring: how many samples a task, and the batch size.
+        scoring: how many samples a task, and the batch sizes.
         base: for its tokenizer.
         model: the base with or without an adapter.
         mirror: folder that is looked into before the hub.
@@ -78,18 +102,19 @@ def evaluate(
     import lm_eval
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    longest = scoring.evaluation.max_new_tokens
-    wrapped = counting_model(model, base.tokenizer, scoring.evaluation.batch_size, tick)
+    evaluation = scoring.evaluation
+    longest = evaluation.max_new_tokens
+    wrapped = counting_model(model, base.tokenizer, evaluation.batch_size, evaluation.batch_tokens, tick)
     with mirrored_datasets(mirror) as read:
         try:
             results = lm_eval.simple_evaluate(
                 wrapped,
                 tasks=[benchmark.task],
                 num_fewshot=benchmark.num_fewshot,
-                limit=scoring.evaluation.limit,
+                limit=evaluation.limit,
                 gen_kwargs={"max_gen_toks": longest} if longest is not None else None,
                 bootstrap_iters=BOOTSTRAP_ITERATIONS,
-                task_manager=task_manager(scoring.evaluation.include_path),
+                task_manager=task_manager(evaluation.include_path),
                 log_samples=True,
             )
         except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
