@@ -108,6 +108,12 @@ def test_less_memory_makes_shorter_rows_then_recomputes_and_changes_no_loss(
         assert record["loss"] == pytest.approx(records[10_000]["loss"], rel=1e-5)
 
 
+def test_a_run_of_very_few_and_short_samples_is_measured_too(tmp_path: Path) -> None:
+    run = run_of("model=tiny", "dataset=everyday", "train.max_steps=1", "train.batch_size=1", "train.max_length=64")
+    record = trained(run, tmp_path)
+    assert record["memory"]["measured"]["bytes_per_token"] > 0
+
+
 @pytest.mark.parametrize("asked", [{"micro_batch_tokens": 77}, {"gradient_checkpointing": "true"}])
 def test_what_is_asked_for_is_not_chosen(asked: dict[str, object], tmp_path: Path, room: Callable[[int], None]) -> None:
     room(10**10)

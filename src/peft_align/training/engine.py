@@ -127,7 +127,7 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         """What the longest samples need in forward and backward; without end if not even the longest fits."""
         order = sorted(range(len(self.samples)), key=lambda i: -len(self.samples[i]))
         tokens = list(accumulate(len(self.samples[i]) for i in order))
-        several = sum(size < MEASURED for size in tokens) + 1
+        several = min(sum(size < MEASURED for size in tokens) + 1, len(tokens))
         self.model.train()
         for count in (several, 1):
             self.budget = tokens[:several][count - 1]
