@@ -26,11 +26,13 @@ class _TokenLogProbs(torch.autograd.Function):
             here = slice(at, at + step)
             logits = linear(hidden[here], weight, bias).float()
             picked = targets[here, None]
-            total = logits.logsumexp(-1, keepdim=True)
-            out[here] = (logits.gather(1, picked) - total)[:, 0]
+            likeliest = logits.amax(-1, keepdim=True)
+            score = logits.gather(1, picked) - likeliest
+            share = logits.sub_(likeliest).exp_()
+            total = share.sum(-1, keepdim=True)
+            out[here] = (score - total.log())[:, 0]
             if gradient is not None:  # of log softmax: the target's row less the mean row
-                share = logits.sub_(total).exp_().neg_()
-                share.scatter_add_(1, picked, torch.ones_like(total))
+                share.div_(total.neg_()).scatter_add_(1, picked, torch.ones_like(total))
                 gradient[here] = share.to(weight.dtype) @ weight
         if gradient is not None:
             ctx.save_for_backward(gradient)
