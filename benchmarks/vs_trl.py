@@ -34,7 +34,7 @@ def arguments(method: str) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="pairs of an optimizer step")
     parser.add_argument("--steps", type=int, default=3, help="steps that each process trains, on the same batches")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each variant")
-    parser.add_argument("--tokens", type=int, default=4096, help="train.micro_batch_tokens of the engine packed")
+    parser.add_argument("--tokens", type=int, default=2048, help="train.micro_batch_tokens of the engine packed")
     parser.add_argument("--variant", help=argparse.SUPPRESS)  # what a process of its own is to do
     return parser.parse_args()
 
