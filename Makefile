@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 RUN := HF_HUB_DISABLE_TELEMETRY=1 $(PY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study acceptance-evaluation acceptance-slurm lint wheel clean
+.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study acceptance-evaluation acceptance-slurm acceptance-training lint wheel clean
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -45,6 +45,10 @@ acceptance-evaluation: setup  ## the study's five benchmarks against lm_eval and
 
 acceptance-slurm: setup  ## a disturbed Slurm, 150 runs, accounting (30 minutes; needs ../shared and Slurm with slurmdbd)
 	@$(RUN) -m pytest -m acceptance tests/end_to_end/test_slurm_disturbed.py
+
+acceptance-training: setup  ## both engines over 20 steps of a real model on real rows (40 minutes; needs ../shared)
+	@$(RUN) scripts/fetch_smollm2.py
+	@$(RUN) -m pytest -m acceptance tests/training
 
 lint: setup  ## ruff and mypy
 	@$(PY) -m ruff check .

@@ -195,8 +195,8 @@ def differences(found: dict[str, list[Outcome]]) -> list[str]:
     if equal < len(scores):
         told += f", the others differ by at most {max(scores):.2f}"
     return [
-        f"Losses of {len(losses)} steps differ by {statistics.fmean(losses):.1e} on average, at most {max(losses):.1e}; "
-        f"{told}."
+        f"Losses of {len(losses)} steps differ by {statistics.fmean(losses):.1e} on average, at most {max(losses):.1e};"
+        f" {told}."
     ]
 
 
