@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from peft_align.models import flex_attention as flex
 from peft_align.models.flex_attention import NAME, WAYS, Trial, block_mask, flex_row_attention, of_all, try_both
 from peft_align.models.packed_attention import Unsupported, packed, packed_attention, parts
 from peft_align.models.packed_scoring import response_scores
@@ -123,6 +124,17 @@ def test_one_compilation_serves_rows_of_all_lengths() -> None:
             expected, _ = packed_attention(torch.nn.Identity(), query, key, value, None, 0.3, segments)
         assert (found.transpose(1, 2) - expected).abs().max() < 1e-5
     assert len(graphs) <= 2, "one, and one where the length is a multiple of a block's"
+
+
+def test_a_process_may_have_models_of_more_shapes_than_torch_compiles_for_by_default() -> None:
+    torch._dynamo.reset()
+    flex._compiled()
+    compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True, backend="eager")
+    mask = block_mask((Segment(0, 20, (20, 20)),), CPU)
+    for size in range(16, 36, 2):
+        query, key, value = (torch.zeros(1, n, 60, size) for n in (4, 2, 2))
+        with torch.no_grad():
+            assert compiled(query, key, value, block_mask=mask, enable_gqa=True).shape == query.shape
 
 
 def test_a_way_of_attending_that_rows_do_not_know_is_refused() -> None:

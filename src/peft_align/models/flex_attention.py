@@ -23,6 +23,7 @@ from peft_align.models.packing import Segment
 NAME = "peft_align_flex"
 WAYS = {"parts": packed_attention.NAME, "flex": NAME}  # of attending in rows -> its name in transformers
 BLOCK = 128  # tokens; what torch's own masks have
+RECOMPILATIONS = 64  # torch's 8 do not suffice a process that trains and evaluates models of several shapes
 ROUNDS = 3  # of which the fastest counts
 
 
@@ -54,6 +55,7 @@ AttentionInterface.register(NAME, flex_row_attention)
 @cache
 def _compiled() -> Any:
     """Once for rows of all lengths. fullgraph: too many recompilations are an error, not the plain implementation."""
+    torch._dynamo.config.recompile_limit = max(RECOMPILATIONS, torch._dynamo.config.recompile_limit)
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
