@@ -66,7 +66,7 @@ def line(finding: Finding) -> str:
 def main() -> int:
     """Run the parts, print the table. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=list(SIZES), default="small", help="of the random model (default: small)")
+    parser.add_argument("--size", choices=list(SIZES), help="of the random model (default: small; on a CPU tiny)")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="a model of your own instead, in a folder")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is one")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
@@ -85,7 +85,8 @@ def main() -> int:
         parser.error("--device cuda: torch sees no GPU here")
     where = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"on {torch.cuda.get_device_name() if where == 'cuda' else 'the CPU: no GPU is checked'}", flush=True)
-    given, found = Given(where, asked.size, asked.model), []
+    size = asked.size or ("small" if where == "cuda" else "tiny")
+    given, found = Given(where, size, asked.model), []
     for part in parts:
         for finding in findings(given, part):
             found.append(finding)
@@ -93,7 +94,7 @@ def main() -> int:
     bad = [finding for finding in found if finding.verdict not in GOOD]
     print(f"\n{len(found) - len(bad)} of {len(found)} lines are as they should be", *map(line, bad), sep="\n")
     if asked.json:
-        content = {"device": where, "size": asked.size, "model": asked.model and str(asked.model), "good": not bad}
+        content = {"device": where, "size": size, "model": asked.model and str(asked.model), "good": not bad}
         asked.json.write_text(json.dumps(content | {"findings": [asdict(each) for each in found]}, indent=1) + "\n")
     return 1 if bad else 0
 
