@@ -15,7 +15,7 @@ from peft_align.models.loading import load_base
 from peft_align.models.packed_attention import packed
 from peft_align.models.packed_scoring import response_scores
 from peft_align.models.packing import Sample, pack
-from peft_align.models.prefix_scoring import log_likelihoods, why_not_shared
+from peft_align.models.prefix_scoring import log_likelihoods, try_attention, why_not_shared
 from peft_align.models.shared_prefix import groups_of, sample_of, texts_of
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "vocab_size": 100}
@@ -100,6 +100,19 @@ def test_scores_and_greediness_are_those_of_each_request_alone(name: str, budget
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
     assert [likeliest for _, likeliest in found] == [likeliest for _, likeliest in expected]
     assert sum(likeliest for _, likeliest in found) > 10
+
+
+@pytest.mark.parametrize("budget", [64, 500])
+def test_flex_attention_gives_the_same_scores(budget: int) -> None:
+    model = adapted(llama())
+    requests = requests_of(model)
+    expected = log_likelihoods(model, requests, LONGEST, budget)
+    found = log_likelihoods(model, requests, LONGEST, budget, attention="flex")
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-4)
+    assert [likeliest for _, likeliest in found] == [likeliest for _, likeliest in expected]
+    trial = try_attention(model, requests, LONGEST, budget)
+    assert trial.why_not is None
+    assert set(trial.seconds) == {"parts", "flex"}
 
 
 def test_the_adapter_is_in_the_scores() -> None:

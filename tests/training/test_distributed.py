@@ -41,11 +41,11 @@ def metrics(root: Path, run_id: str) -> list[dict[str, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "dpo"])
-@pytest.mark.parametrize("engine", ["packed", "trl"])
+@pytest.mark.parametrize("engine", ["packed", "packed train.attention=flex", "trl"])
 def test_two_processes_make_the_steps_of_one(engine: str, method: str, tmp_path: Path) -> None:
     words = (
         *SMALL, *FP32, f"method={method}", "train.max_steps=5", "train.batch_size=8", "train.learning_rate=2e-3",
-        "train.max_length=400", f"train.engine={engine}",
+        "train.max_length=400", *f"train.engine={engine}".split(),
     )  # fmt: skip
     run = run_of(*words, TWO)
     assert run.id == run_of(*words).id

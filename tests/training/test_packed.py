@@ -11,10 +11,14 @@ import pytest
 import torch
 from helpers import FP32, run_of, runs_of, trained
 
+from peft_align.models import flex_attention
+from peft_align.models.flex_attention import Trial
 from peft_align.models.loading import load_base
 from peft_align.models.packing import Row, Sample
 from peft_align.store.runs import RunDir
 from peft_align.training import engine
+from peft_align.training.engine import PackedTrainer
+from peft_align.training.run import Interrupted, train
 
 SMALL = (
     "model=tiny", "dataset=everyday", "train.max_steps=3", "train.batch_size=4", "train.micro_batch_size=2",
@@ -71,6 +75,70 @@ def test_recomputed_activations_change_nothing(tmp_path: Path) -> None:
         )
         losses.append(trained(run, tmp_path / flag)["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(("method", "recomputed"), [("sft", "false"), ("dpo", "true")])
+def test_flex_attention_trains_to_the_same_losses(
+    method: str, recomputed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*SMALL, *FP32, f"method={method}", "peft=lora", "train.engine=packed")
+    base = load_base(run_of(*words).config)
+    expected = trained(run_of(*words), tmp_path, base)
+    assert expected["memory"]["attention"] == "parts", "on a CPU"
+    run = run_of(*words, "train.attention=flex", f"train.gradient_checkpointing={recomputed}")
+    found = trained(run, tmp_path / "flex", base)
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert found["memory"]["attention"] == "flex"
+    assert "attention by flex" in capsys.readouterr().out
+    assert run.id == run_of(*words).id, "an operational setting"
+
+
+def test_reference_values_of_one_way_of_attention_are_not_taken_for_the_others(tmp_path: Path) -> None:
+    words = (*SMALL, *FP32, "method=dpo", "peft=lora", "train.engine=packed")
+    for way in ("parts", "flex"):
+        found = trained(run_of(*words, f"train.attention={way}"), tmp_path)["reference"]
+        assert found["computed"] == found["samples"]
+
+
+def test_an_interrupted_run_goes_on_with_its_way_of_attention(tmp_path: Path) -> None:
+    words = (*SMALL, *FP32, "method=dpo", "peft=lora", "train.engine=packed", "train.state_every=1")
+    asked = iter((False, True))
+    run = run_of(*words, "train.attention=flex")
+    with pytest.raises(Interrupted):
+        train(run, RunDir(tmp_path, run.id), load_base(run.config), lambda *told: None, lambda: next(asked))
+    record = trained(run_of(*words), tmp_path)
+    assert record["memory"]["attention"] == "flex"
+    assert len(record["loss"]) == 3
+
+
+def test_where_flex_attention_fails_parts_are_taken_and_the_reason_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*given: Any) -> Any:
+        raise NotImplementedError("no such kernel here")
+
+    monkeypatch.setattr(flex_attention, "block_mask", none)
+    run = run_of(*SMALL, *FP32, "method=dpo", "peft=lora", "train.engine=packed", "train.attention=flex")
+    record = trained(run, tmp_path)
+    assert record["memory"]["attention"] == "parts"
+    assert "warning: flex attention is not used: it failed: no such kernel here" in capsys.readouterr().out
+
+
+def test_both_ways_are_timed_where_the_faster_is_asked_for_and_leave_no_trace(tmp_path: Path) -> None:
+    """What `auto` does on a GPU, on a CPU."""
+    words = (*SMALL, "method=sft", "peft=lora", "peft.dropout=0.5", "train.engine=packed")
+    tried = PackedTrainer._tried_attention
+    before = trained(run_of(*words), tmp_path / "parts")["loss"]
+    found: list[Trial] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PackedTrainer, "_choose_attention", lambda self, asked: timed(self))
+
+        def timed(self: PackedTrainer) -> None:
+            self.attention = "parts"
+            found.append(tried(self, timed=True))
+
+        assert trained(run_of(*words), tmp_path / "timed")["loss"] == before
+    assert set(found[0].seconds) == {"parts", "flex"}
 
 
 def test_with_dropout_it_trains_and_the_reference_has_none(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from peft_align.evaluation.scores import Metric, Scores, clustered_error
 from peft_align.grid.benchmarks import OWN_TASKS
 from peft_align.grid.runs import Scoring
 from peft_align.models.loading import Base
-from peft_align.models.prefix_scoring import log_likelihoods, why_not_shared
+from peft_align.models.prefix_scoring import log_likelihoods, try_attention, why_not_shared
 from peft_align.store.hub import mirrored, names_below
 from peft_align.store.records import Digests, digest_of, inventory
 
@@ -48,18 +48,30 @@ def counting_model(model: Any, tokenizer: Any, batch_size: int, batch_tokens: in
     class CountingHFLM(HFLM):  # type: ignore[misc]
         done = 0
         told: str | None = None
+        attention: str | None = None
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
             asked = [(context, continuation) for _, context, continuation in requests]
             longest = max((len(context) + len(continuation) - 1 for context, continuation in asked), default=0)
             why = why_not_shared(self.model, min(longest, self.max_length))
             if why is None:
-                return log_likelihoods(self.model, asked, self.max_length, batch_tokens, self._count)
+                self.attention = self.attention or self._attention(asked)
+                return log_likelihoods(
+                    self.model, asked, self.max_length, batch_tokens, self._count, attention=self.attention
+                )
             if why != self.told:
                 print(f"warning: lm-eval computes what texts share anew for each of them: {why}", flush=True)
                 self.told = why
             found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *args, **kwargs)
             return found
+
+        def _attention(self, asked: Any) -> str:
+            """The faster way on a GPU."""
+            if self.device.type == "cpu":
+                return "parts"
+            trial = try_attention(self.model, asked, self.max_length, batch_tokens)
+            print(trial, flush=True)
+            return trial.chosen
 
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
             result = super()._model_call(inps, *args, **kwargs)
@@ -130,7 +142,7 @@ def evaluate(
             ) from None
     assert results is not None
     metrics = _metrics(benchmark.task, results, benchmark.cluster_by_task)
-    return Scores(metrics, _samples(results), read, _details(results))
+    return Scores(metrics, _samples(results), read, _details(results) | {"attention": wrapped.attention})
 
 
 @contextmanager

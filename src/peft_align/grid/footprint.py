@@ -293,7 +293,10 @@ def _norm(config: Config) -> int:
 def _attention(config: Config, batch: Batch, width: int) -> float:
     """Per token: query, key, value, output and the logarithm of the sum of exponentials (Dao et al. 2022), masks."""
     shape = config.model.shape
-    if not batch.texts:  # models/packed_attention.py: keys and values for each head, the prompt's again beside a second
+    if (
+        not batch.texts
+    ):  # models/packed_attention.py: keys and values for each head, the prompt's again beside a second;
+        # models/flex_attention.py has neither
         second = SECOND_TEXT * 2 * shape.hidden + batch.length / 3 if batch.pairs else 0
         return width * (4 * shape.hidden + second) + 4 * shape.heads
     if config.model.attention == "eager":

@@ -6,7 +6,7 @@ with torch's scaled_dot_product_attention: no mask over the row, no product of o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -56,9 +56,7 @@ def packed_attention(
     Returns:
         (1, T, heads, head size), and no weights.
     """
-    unknown = sorted(name for name in OTHER_WAYS if other.get(name) is not None)
-    if unknown:
-        raise Unsupported(f"its attention has {', '.join(unknown)}")
+    only_known(other)
     behind = 0
     if kept is not None and module in kept:
         key, value = (torch.cat(both, 2) for both in zip(kept[module], (key, value), strict=True))
@@ -84,6 +82,13 @@ def packed_attention(
         for part in every
     ]
     return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+def only_known(told: Mapping[str, Any]) -> None:
+    """Raise Unsupported if an attention function is told of a way that rows do not know."""
+    unknown = sorted(name for name in OTHER_WAYS if told.get(name) is not None)
+    if unknown:
+        raise Unsupported(f"its attention has {', '.join(unknown)}")
 
 
 @dataclass(frozen=True)
@@ -206,10 +211,15 @@ AttentionInterface.register(NAME, packed_attention)
 
 
 @contextmanager
-def packed(model: Any) -> Iterator[None]:
-    """Have a transformers model attend by segments; as before afterwards."""
+def packed(model: Any, name: str = NAME) -> Iterator[None]:
+    """Have a transformers model attend by segments; as before afterwards.
+
+    Args:
+        model: of transformers.
+        name: of the attention function: this module's, or flex_attention's.
+    """
     before = model.config._attn_implementation
-    model.config._attn_implementation = NAME
+    model.config._attn_implementation = name
     try:
         yield
     finally:

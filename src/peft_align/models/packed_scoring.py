@@ -15,6 +15,11 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative; of other pre
 COARSE = 2e-2
 
 
+def tolerance_of(dtype: torch.dtype) -> float:
+    """How far two ways to the same score may be apart in a precision, relative."""
+    return TOLERANCE.get(dtype, COARSE)
+
+
 def token_scores(model: Any, row: Row) -> torch.Tensor:
     """The log-probability of each scored token of a row: (N,), fp32.
 
@@ -60,7 +65,7 @@ def why_not_packed(model: Any, longest: int) -> str | None:
             ids = torch.tensor([TRIAL.prompt + words], device=device)
             alone = model(ids, use_cache=False).logits[0, len(TRIAL.prompt) - 1 : -1].float().log_softmax(-1)
             expected = float(alone.gather(1, ids[0, len(TRIAL.prompt) :, None]).sum())
-            if abs(score - expected) > TOLERANCE.get(model.dtype, COARSE) * abs(expected):
+            if abs(score - expected) > tolerance_of(model.dtype) * abs(expected):
                 return f"it gives {score:.5g} in a row and {expected:.5g} alone"
     except (Unsupported, TypeError, AttributeError, NotImplementedError) as error:
         return str(error)

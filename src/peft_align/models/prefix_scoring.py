@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax
 
+from peft_align.models.flex_attention import WAYS, Trial, try_both
 from peft_align.models.head import CHUNK
 from peft_align.models.packed_attention import Kept, packed
-from peft_align.models.packed_scoring import why_not_packed
+from peft_align.models.packed_scoring import tolerance_of, why_not_packed
 from peft_align.models.packing import pack
 from peft_align.models.shared_prefix import Row, Target, Text, groups_of, rows_of, sample_of, texts_of
 
@@ -40,6 +41,7 @@ def log_likelihoods(
     max_length: int,
     budget: int,
     tick: Callable[[int], None] = lambda done: None,
+    attention: str = "parts",
 ) -> list[tuple[float, bool]]:
     """The summed log-probability of each continuation, and whether each of its tokens is the likeliest.
 
@@ -50,6 +52,7 @@ def log_likelihoods(
         max_length: tokens that the model reads at most; see texts_of.
         budget: tokens of a forward pass; see rows_of.
         tick: called after each forward pass with the number of texts done by it.
+        attention: a way of flex_attention.WAYS; rows that follow on a kept prefix attend by parts.
 
     Returns:
         one for each request; sums of fp32 log-probabilities in nats.
@@ -63,7 +66,7 @@ def log_likelihoods(
         kept: Kept | None = {} if len(rows) > 1 else None
         for at, row in enumerate(rows):
             behind = row[0].prefix if at else 0
-            hidden = _forward(inner, row, texts, behind, kept)
+            hidden = _forward(inner, row, texts, behind, kept, attention if kept is None else "parts")
             wanted = _wanted(row, [] if at else rows[1:], texts, behind)
             for target, score, likeliest in _scores(inner.get_output_embeddings(), hidden, wanted):
                 sums[target.request] += score
@@ -72,19 +75,37 @@ def log_likelihoods(
     return list(zip(sums, greedy, strict=True))
 
 
+@torch.no_grad()
+def try_attention(model: Any, requests: Sequence[Request], max_length: int, budget: int) -> Trial:
+    """Both ways of attention on the first row that needs no kept prefix; see log_likelihoods for the arguments."""
+    inner, texts = _inner(model), texts_of(requests, max_length)
+    row = next((rows[0] for rows in rows_of(groups_of(texts), texts, budget) if len(rows) == 1), None)
+    if row is None:
+        return Trial(why_not="every row shares its prefix with others")
+
+    def work(way: str) -> torch.Tensor:
+        hidden = _forward(inner, row, texts, 0, None, way)
+        found = _scores(inner.get_output_embeddings(), hidden, _wanted(row, [], texts, 0))
+        return torch.tensor([sum(score for _, score, _ in found)], dtype=torch.float64)
+
+    return try_both(work, tolerance_of(inner.dtype), timed=True)
+
+
 def _inner(model: Any) -> Any:
     """The language model; the layers of an adapter are in it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _forward(model: Any, row: Row, texts: Sequence[Text], behind: int, kept: Kept | None) -> torch.Tensor:
+def _forward(
+    model: Any, row: Row, texts: Sequence[Text], behind: int, kept: Kept | None, attention: str
+) -> torch.Tensor:
     """The last hidden states of a row: (T, hidden size). `behind`: tokens of the prefix where it is kept already."""
     samples = [sample_of(group, texts) for group in row]
     if behind:
         samples = [replace(sample, prompt=()) for sample in samples]
     filled = pack(samples, next(model.parameters()).device)
     decoder = model.get_decoder()
-    with packed(model):
+    with packed(model, WAYS[attention]):
         found: torch.Tensor = decoder(
             input_ids=filled.tokens,
             position_ids=filled.positions + behind,

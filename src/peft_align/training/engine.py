@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from peft_align.models.flex_attention import WAYS, Trial, of_all, try_both
 from peft_align.models.fused import fused
 from peft_align.models.packed_attention import packed
+from peft_align.models.packed_scoring import response_scores, tolerance_of
 from peft_align.models.packing import Row, Sample, micro_batches, pack
 from peft_align.store.references import References
 from peft_align.training import processes
@@ -33,6 +35,7 @@ from peft_align.training.memory import (
 )
 from peft_align.training.state import ExactState
 
+TRIED = 4096  # tokens of the row that both ways of attention are tried on, at most
 FORWARD = 1  # raised when a change of the forward pass changes what it computes, in the last digits
 
 
@@ -43,18 +46,25 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         samples: as many as the run has steps times samples a step.
         budget: tokens of a row; None: what fits.
         checkpointing: whether activations are recomputed in backward; None: where they do not fit.
+        attention: parts, flex, or auto: the faster one on a GPU.
         arguments: of transformers' Trainer.
     """
 
     _total_train_tokens = 0
 
     def __init__(
-        self, samples: Sequence[Sample], budget: int | None, checkpointing: bool | None, **arguments: Any
+        self,
+        samples: Sequence[Sample],
+        budget: int | None,
+        checkpointing: bool | None,
+        attention: str,
+        **arguments: Any,
     ) -> None:
         super().__init__(train_dataset=range(len(samples)), data_collator=_numbered, **arguments)
         self.samples, self.asked = samples, (budget, checkpointing)
         self.budget, self.checkpointing = budget or MOST[self.args.device.type], False
-        self.measured: dict[str, int] = {}
+        self.attention = attention
+        self.measured: dict[str, Any] = {}
         self.told: dict[str, float] = {}
 
     def base(self, model: Any) -> Any:
@@ -81,7 +91,7 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         raise NotImplementedError
 
     def choose(self, before: Mapping[str, Any]) -> None:
-        """Decide how many tokens a row has, and whether activations are recomputed in backward.
+        """Decide how rows attend, how many tokens they have, and whether activations are recomputed in backward.
 
         What was not asked for comes from a measurement: no recomputing where the longest sample fits without, as it
         costs a forward pass. Several processes choose the same.
@@ -93,9 +103,11 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         if before:
             self.budget = min(before["micro_batch_tokens"], budget or before["micro_batch_tokens"])
             self._checkpoint(before["gradient_checkpointing"] or bool(checkpointing))
+            self._choose_attention(before.get("attention", "parts"))
             self.measured = before["measured"]
             return
         self._checkpoint(bool(checkpointing))
+        self._choose_attention(self.attention)
         if budget is not None and checkpointing is not None:
             return
         longest = max(map(len, self.samples))
@@ -105,12 +117,54 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
             free = free_bytes(self.args.device) - OPTIMIZER * sum(p.numel() for p in self.trained())
             per_token = max(processes.gathered(self._bytes_per_token()))
             fitting = row_tokens(min(processes.gathered(free)), per_token, self.args.device.type)
-            self.measured = {"free_bytes": free} | (
-                {"bytes_per_token": round(per_token)} if per_token < math.inf else {}
-            )
+            self.measured["free_bytes"] = free
+            if per_token < math.inf:
+                self.measured["bytes_per_token"] = round(per_token)
             if fitting >= (budget or longest):
                 break
         self.budget = budget or fitting
+
+    def _choose_attention(self, asked: str) -> None:
+        """Flex attention if asked for and nothing speaks against it, the faster way if that is asked for."""
+        self.attention = "parts"
+        if asked == "parts" or (asked == "auto" and self.args.device.type == "cpu"):
+            return
+        trial = of_all(processes.gathered(self._tried_attention(timed=asked == "auto")))
+        self.attention = trial.chosen
+        if trial.seconds:
+            self.measured["attention_seconds"] = trial.seconds
+        processes.say(str(trial))
+
+    def _tried_attention(self, *, timed: bool) -> Trial:
+        """Both ways on a row of the first batch, shortened until it fits."""
+        batch = self.samples[: self.args.per_device_train_batch_size]
+        tolerance = tolerance_of(torch.bfloat16 if self.args.bf16 else self.base(self.model).dtype)
+        self.model.train()
+        tokens = min(TRIED, self.budget)
+        while True:
+            part = micro_batches(batch, tokens)[0]
+            row = pack([batch[i] for i in part], self.args.device)
+            try:
+                return try_both(partial(self._scores_and_gradient, row), tolerance, timed=timed)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if len(part) == 1:
+                    return Trial(why_not="there is no memory to try it")
+                tokens //= 2
+
+    def _scores_and_gradient(self, row: Row, way: str) -> torch.Tensor:
+        """The scores of a row's responses and the norm of their mean's gradient, always with the same dropout."""
+        base = self.base(self.model)
+        try:
+            with same_randomness(), packed(base, WAYS[way]), fused(base):
+                with self.accelerator.autocast():
+                    scores = response_scores(base, row)
+                scores.mean().backward()  # type: ignore[no-untyped-call]
+            norms = [p.grad.double().norm() for p in self.trained() if p.grad is not None]
+            return torch.cat((scores.detach(), torch.stack(norms).norm()[None]))
+        finally:
+            self.model.zero_grad()
 
     def trained(self) -> list[torch.nn.Parameter]:
         """The weights that are trained."""
@@ -209,7 +263,7 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         samples = [self.samples[i] for i in batch]
         for part in micro_batches(samples, self.budget):
             row = pack([samples[i] for i in part], self.args.device)
-            with packed(base), fused(base):
+            with packed(base, WAYS[self.attention]), fused(base):
                 with self.accelerator.autocast():
                     loss = self.loss(base, row, [batch[i] for i in part], size)
                 self.accelerator.backward(loss)  # inside: recomputed activations attend in the same way

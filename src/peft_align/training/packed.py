@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from peft_align.config.schema import DPO, Config
 from peft_align.data.tokenization import TokenizedPair
+from peft_align.models.flex_attention import WAYS
 from peft_align.models.fused import fused
 from peft_align.models.packed_attention import packed
 from peft_align.models.packed_scoring import response_scores, token_scores
@@ -82,7 +83,7 @@ class PackedDPO(PackedTrainer):
         while parts:
             some = [samples[i] for i in parts[0]]
             try:
-                with packed(base), fused(base), self.accelerator.autocast():
+                with packed(base, WAYS[self.attention]), fused(base), self.accelerator.autocast():
                     row = pack(some, self.args.device)
                     found[parts[0]] = response_scores(base, row).view(-1, 2).cpu()
                 parts.pop(0)
@@ -129,6 +130,7 @@ def _given(
         "samples": [sample_of(row, both=both) for row in rows],
         "budget": config.train.micro_batch_tokens,
         "checkpointing": config.train.gradient_checkpointing,
+        "attention": config.train.attention,
         "processing_class": tokenizer,
         "callbacks": callbacks,
     }

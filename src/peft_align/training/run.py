@@ -127,7 +127,7 @@ def train(
         if isinstance(trainer, PackedTrainer):
             trainer.choose(resumed[1]["memory"] if resumed else {})
             prepared = trainer.prepare(
-                References(directory.root, reference_key(config, inputs)),
+                References(directory.root, reference_key(config, inputs, trainer.attention)),
                 lambda done: directory.report_progress(stage="reference", step=done, of=len(rows)),
             )
         if resumed:
@@ -185,6 +185,7 @@ def memory_choice(trainer: Any) -> dict[str, Any]:
     return {
         "micro_batch_tokens": trainer.budget,
         "gradient_checkpointing": trainer.checkpointing,
+        "attention": trainer.attention,
         "measured": trainer.measured,
     }
 
@@ -198,11 +199,12 @@ def engine_of(config: Config, base: Base, rows: list[TokenizedPair]) -> str:
     return "trl" if why else config.train.engine
 
 
-def reference_key(config: Config, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def reference_key(config: Config, inputs: Mapping[str, Any], attention: str) -> dict[str, Any]:
     """What the reference's log-probability of a sample depends on, besides the sample's tokens."""
     peft = config.peft
     return {
         "forward": FORWARD,
+        "attention": attention,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "model": inputs["model"],
         "adapters": inputs["parents"],
