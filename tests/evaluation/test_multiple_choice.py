@@ -15,6 +15,7 @@ from sweeping import expand, trained
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from peft_align.evaluation import harness
+from peft_align.evaluation.lm_eval_tasks import mirrored_datasets, task_manager
 from peft_align.models.adapters import new_adapter, take_off
 from peft_align.models.loading import Base, load_base
 
@@ -50,7 +51,7 @@ def plain(model: Any, base: Base) -> Any:
 
 def shared(model: Any, base: Base, done: list[int] | None = None) -> Any:
     ticks = done if done is not None else []
-    return harness.counting_model(model, base.tokenizer, 1, BATCH_TOKENS, ticks.append)
+    return harness.counting_model(model, base, 1, BATCH_TOKENS, ticks.append)
 
 
 def same(found: list[tuple[float, bool]], expected: list[tuple[float, bool]]) -> None:
@@ -68,13 +69,13 @@ def test_answers_of_real_tasks_are_those_of_lm_eval(task: str, adapted: Any, bas
     shots, limit = TASKS[task]
 
     def answers(model: Any) -> list[tuple[float, bool]]:
-        with harness.mirrored_datasets(str(mirror)):
+        with mirrored_datasets(str(mirror)):
             results = lm_eval.simple_evaluate(
                 model,
                 tasks=[task],
                 num_fewshot=shots,
                 limit=limit,
-                task_manager=harness.task_manager(None),
+                task_manager=task_manager(None),
                 bootstrap_iters=0,
             )
         return [answer for part in results["samples"].values() for s in part for (answer,) in s["resps"]]
@@ -142,8 +143,8 @@ def test_the_examples_of_a_subject_are_computed_once(adapted: Any, base: Base, m
     original = ours._loglikelihood_tokens
     ours._loglikelihood_tokens = lambda requests, **more: given.extend(requests) or original(requests, **more)
     try:
-        with harness.mirrored_datasets(str(mirror)):
-            manager = harness.task_manager(None)
+        with mirrored_datasets(str(mirror)):
+            manager = task_manager(None)
             lm_eval.simple_evaluate(
                 ours, tasks=["mmlu_anatomy"], num_fewshot=5, limit=4, task_manager=manager, bootstrap_iters=0
             )

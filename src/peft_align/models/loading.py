@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Base:
     Attributes:
         dequantized: quantised weights were turned back into plain ones, to be merged into.
         tokenized: pairs that the tokenizer has encoded, by template, for the runs that share them.
+        encoded: ids of contexts and continuations that benchmarks ask about, likewise.
     """
 
     model: Any
@@ -44,6 +46,7 @@ class Base:
     source: dict[str, Any]
     dequantized: bool = False
     tokenized: dict[tuple[str, Pair], TokenizedPair] = field(default_factory=dict)
+    encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = field(default_factory=dict)
 
 
 @dataclass
