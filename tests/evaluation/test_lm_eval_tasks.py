@@ -31,7 +31,8 @@ doc_to_text: "{{q}}"
 TASKS = {
     "choices": "output_type: multiple_choice\ndoc_to_target: answer\ndoc_to_choice: choices\nnum_fewshot: 2\n"
     "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n",
-    "chance": "output_type: multiple_choice\ndoc_to_target: answer\ndoc_to_choice: choices\nprocess_docs: !function chance.shuffle\n"
+    "chance": "output_type: multiple_choice\ndoc_to_target: answer\ndoc_to_choice: choices\n"
+    "process_docs: !function chance.shuffle\n"
     "process_results: !function chance.score\n"
     "metric_list: [{metric: luck, aggregation: mean, higher_is_better: true}]\n",
     "texts": "output_type: generate_until\ndoc_to_target: '{{choices[answer]}}'\nnum_fewshot: 1\n"
