@@ -54,25 +54,24 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="module")
 def small_lm_eval() -> Iterator[None]:
-    """lm-eval without what takes long: an index of its own thousands of tasks, a description of the machine."""
+    """lm-eval without what takes long: an index of its own thousands of tasks."""
     import torch
     from lm_eval.tasks import TaskManager
 
-    from peft_align.evaluation import harness
+    from peft_align.evaluation import lm_eval_tasks
 
     managers: dict[str | None, TaskManager] = {}
 
     def task_manager(include_path: str | None) -> TaskManager:
         if include_path not in managers:
-            folders = [str(harness.OWN_TASKS), *([include_path] if include_path else [])]
+            folders = [str(lm_eval_tasks.OWN_TASKS), *([include_path] if include_path else [])]
             managers[include_path] = TaskManager(include_path=folders, include_defaults=False)
         return managers[include_path]
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # for the tiny model, more only wait for each other
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "task_manager", task_manager)
-        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+        patch.setattr(lm_eval_tasks, "task_manager", task_manager)
         yield
     torch.set_num_threads(threads)
 

@@ -14,7 +14,9 @@ from lm_eval.models.huggingface import HFLM
 from sweeping import expand, trained
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from peft_align.config.benchmarks import LmEval
 from peft_align.evaluation import harness
+from peft_align.evaluation.lm_eval_tasks import Tasks, mirrored_datasets, task_manager
 from peft_align.models.adapters import new_adapter, take_off
 from peft_align.models.loading import Base, load_base
 
@@ -50,7 +52,7 @@ def plain(model: Any, base: Base) -> Any:
 
 def shared(model: Any, base: Base, done: list[int] | None = None) -> Any:
     ticks = done if done is not None else []
-    return harness.counting_model(model, base.tokenizer, 1, BATCH_TOKENS, ticks.append)
+    return harness.counting_model(model, base, 1, BATCH_TOKENS, ticks.append)
 
 
 def same(found: list[tuple[float, bool]], expected: list[tuple[float, bool]]) -> None:
@@ -68,13 +70,13 @@ def test_answers_of_real_tasks_are_those_of_lm_eval(task: str, adapted: Any, bas
     shots, limit = TASKS[task]
 
     def answers(model: Any) -> list[tuple[float, bool]]:
-        with harness.mirrored_datasets(str(mirror)):
+        with mirrored_datasets(str(mirror)):
             results = lm_eval.simple_evaluate(
                 model,
                 tasks=[task],
                 num_fewshot=shots,
                 limit=limit,
-                task_manager=harness.task_manager(None),
+                task_manager=task_manager(None),
                 bootstrap_iters=0,
             )
         return [answer for part in results["samples"].values() for s in part for (answer,) in s["resps"]]
@@ -82,6 +84,25 @@ def test_answers_of_real_tasks_are_those_of_lm_eval(task: str, adapted: Any, bas
     expected = answers(plain(adapted, base))
     assert len(expected) > limit
     same(answers(shared(adapted, base)), expected)
+
+
+@pytest.mark.acceptance
+def test_all_questions_of_mmlu_have_the_log_probabilities_of_lm_eval(mirror: Path, smollm2: Path) -> None:
+    """5-shot, 57 subjects, every question that the mirror has, in fp32."""
+    words = ("model=smollm2_135m", "dataset=everyday", "peft=lora", "peft.compute_dtype=fp32")
+    (run,) = (r for r in expand(*words, "evaluation.benchmarks=[mmlu]").runs if r.kind == "baseline")
+    (scoring,) = run.scorings
+    ((_, mmlu),) = scoring.benchmarks
+    assert isinstance(mmlu, LmEval)
+    requests: list[Instance] = []
+    for task in Tasks().get(mmlu, scoring, str(mirror)).tasks["tasks"].values():
+        task.build_all_requests()
+        requests += task.instances
+    assert len(requests) == 4 * 1140
+    real = load_base(run.config)
+    expected, found = (model.loglikelihood(requests) for model in (plain(real.model, real), shared(real.model, real)))
+    assert max(abs(a - b) for (a, _), (b, _) in zip(found, expected, strict=True)) < 1e-4
+    assert [likeliest for _, likeliest in found] == [likeliest for _, likeliest in expected]
 
 
 @pytest.mark.parametrize("longest", [4096, 48])
@@ -142,8 +163,8 @@ def test_the_examples_of_a_subject_are_computed_once(adapted: Any, base: Base, m
     original = ours._loglikelihood_tokens
     ours._loglikelihood_tokens = lambda requests, **more: given.extend(requests) or original(requests, **more)
     try:
-        with harness.mirrored_datasets(str(mirror)):
-            manager = harness.task_manager(None)
+        with mirrored_datasets(str(mirror)):
+            manager = task_manager(None)
             lm_eval.simple_evaluate(
                 ours, tasks=["mmlu_anatomy"], num_fewshot=5, limit=4, task_manager=manager, bootstrap_iters=0
             )

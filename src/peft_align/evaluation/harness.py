@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from array import array
+from collections.abc import Callable
 from typing import Any
 
 import datasets
 
 from peft_align.config.benchmarks import LmEval
 from peft_align.errors import Fault, InputError
+from peft_align.evaluation.lm_eval_tasks import Tasks, mirrored_datasets, set_seeds
 from peft_align.evaluation.scores import Metric, Scores, clustered_error
-from peft_align.grid.benchmarks import OWN_TASKS
 from peft_align.grid.runs import Scoring
 from peft_align.models.loading import Base
 from peft_align.models.prefix_scoring import log_likelihoods, try_attention, why_not_shared
-from peft_align.store.hub import mirrored, names_below
-from peft_align.store.records import Digests, digest_of, inventory
 
 BOOTSTRAP_ITERATIONS = 1000  # for metrics whose standard error has no closed form
 
 
-@functools.cache
-def task_manager(include_path: str | None) -> Any:
-    """lm-eval's index of tasks, with the package's and the user's; several seconds, so made once a process."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=[str(OWN_TASKS), *([str(Path(include_path).expanduser())] if include_path else [])])
-
-
-def counting_model(model: Any, tokenizer: Any, batch_size: int, batch_tokens: int, tick: Callable[[int], None]) -> Any:
+def counting_model(model: Any, base: Base, batch_size: int, batch_tokens: int, tick: Callable[[int], None]) -> Any:
     """lm-eval's HFLM around a loaded model: tells how many sequences it has done, computes shared prefixes once.
 
     Args:
         model: a transformers causal language model, or a PEFT model around one.
-        tokenizer: the model's.
+        base: for its tokenizer, and for what that has encoded before.
         batch_size: texts that are generated at a time.
         batch_tokens: tokens of a forward pass where continuations are scored (models/prefix_scoring.py).
         tick: called with the number of sequences done.
@@ -49,6 +37,14 @@ def counting_model(model: Any, tokenizer: Any, batch_size: int, batch_tokens: in
         done = 0
         told: str | None = None
         attention: str | None = None
+
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            known, asked = base.encoded, (context, continuation)
+            if asked not in known:
+                ids = super()._encode_pair(context, continuation)
+                known[asked] = array("i", ids[0]), array("i", ids[1])  # of some bytes a token; a list takes many
+            before, after = known[asked]
+            return before.tolist(), after.tolist()
 
         def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
             asked = [(context, continuation) for _, context, continuation in requests]
@@ -87,7 +83,7 @@ def counting_model(model: Any, tokenizer: Any, batch_size: int, batch_tokens: in
             self.done += more
             tick(self.done)
 
-    return CountingHFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    return CountingHFLM(pretrained=model, tokenizer=base.tokenizer, backend="causal", batch_size=batch_size)
 
 
 def evaluate(
@@ -96,6 +92,7 @@ def evaluate(
     base: Base,
     model: Any,
     mirror: str | None,
+    tasks: Tasks,
     tick: Callable[[int], None] = lambda done: None,
 ) -> Scores:
     """Score `model` on an lm-eval task or group.
@@ -103,9 +100,10 @@ def evaluate(
     Args:
         benchmark: which task, with how many examples in the prompt.
         scoring: how many samples a task, and the batch sizes.
-        base: for its tokenizer.
+        base: for its tokenizer, and for what that has encoded before.
         model: the base with or without an adapter.
         mirror: folder that is looked into before the hub.
+        tasks: that were loaded before.
         tick: called with the number of sequences done.
 
     Raises:
@@ -115,66 +113,20 @@ def evaluate(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     evaluation = scoring.evaluation
-    longest = evaluation.max_new_tokens
-    wrapped = counting_model(model, base.tokenizer, evaluation.batch_size, evaluation.batch_tokens, tick)
-    with mirrored_datasets(mirror) as read:
-        try:
-            results = lm_eval.simple_evaluate(
-                wrapped,
-                tasks=[benchmark.task],
-                num_fewshot=benchmark.num_fewshot,
-                limit=evaluation.limit,
-                gen_kwargs={"max_gen_toks": longest} if longest is not None else None,
-                bootstrap_iters=BOOTSTRAP_ITERATIONS,
-                task_manager=task_manager(evaluation.include_path),
-                log_samples=True,
+    wrapped = counting_model(model, base, evaluation.batch_size, evaluation.batch_tokens, tick)
+    set_seeds()
+    try:
+        loaded = tasks.get(benchmark, scoring, mirror)
+        with mirrored_datasets(mirror, loaded.read):
+            results = lm_eval.evaluate(
+                wrapped, loaded.tasks, limit=evaluation.limit, bootstrap_iters=BOOTSTRAP_ITERATIONS, log_samples=True
             )
-        except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                [
-                    Fault(
-                        f"benchmark {benchmark.task}",
-                        f"its data cannot be read: {reason}",
-                        "set hub.mirror=DIR, or be online",
-                    )
-                ]
-            ) from None
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:
+        what = f"its data cannot be read: {' '.join(str(error).split())[:300]}"
+        raise InputError([Fault(f"benchmark {benchmark.task}", what, "set hub.mirror=DIR, or be online")]) from None
     assert results is not None
     metrics = _metrics(benchmark.task, results, benchmark.cluster_by_task)
-    return Scores(metrics, _samples(results), read, _details(results) | {"attention": wrapped.attention})
-
-
-@contextmanager
-def mirrored_datasets(mirror: str | None) -> Iterator[dict[str, dict[str, Any]]]:
-    """While it lasts, datasets.load_dataset finds repositories in the mirror; yields what was read from there.
-
-    lm-eval's tasks name their dataset in YAML and call load_dataset themselves; this is the one place to redirect.
-    """
-    read: dict[str, dict[str, Any]] = {}
-    original = datasets.load_dataset
-
-    @functools.wraps(original)
-    def load_dataset(path: str, name: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        folder = mirrored(mirror, path, kwargs.get("revision"))
-        if folder is None:
-            return original(path, name, *args, **kwargs)
-        kwargs.pop("revision", None)
-        loaded = original(str(folder), name, *args, **kwargs)
-        builder = datasets.load_dataset_builder(str(folder), name)
-        paths = [p for split in (builder.config.data_files or {}).values() for p in split]
-        names = names_below(folder, paths)
-        known = read.setdefault(path, {"files": {}})["files"]
-        known.update(inventory(folder, [n for n in names if n not in known], Digests()))
-        return loaded
-
-    datasets.load_dataset = load_dataset
-    try:
-        yield read
-    finally:
-        datasets.load_dataset = original
-        for entry in read.values():
-            entry["digest"] = digest_of(entry["files"])
+    return Scores(metrics, _samples(results), loaded.read, _details(results) | {"attention": wrapped.attention})
 
 
 def _metrics(task: str, results: dict[str, Any], clustered: bool) -> list[Metric]:

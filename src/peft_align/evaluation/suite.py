@@ -13,6 +13,7 @@ from typing import Any
 from peft_align.config.benchmarks import PAIRED, Benchmark, Divergence, Generated, LmEval
 from peft_align.evaluation import harness
 from peft_align.evaluation.generated import GENERATED
+from peft_align.evaluation.lm_eval_tasks import Tasks
 from peft_align.evaluation.preference import PreferenceBenchmark
 from peft_align.evaluation.records import record_of, save
 from peft_align.evaluation.scores import Scores
@@ -35,6 +36,7 @@ class Suite:
 
     preference: PreferenceBenchmark = field(default_factory=PreferenceBenchmark)
     _data: dict[str, Data] = field(default_factory=dict)
+    _tasks: Tasks = field(default_factory=Tasks)
 
     def evaluate(self, run: Run, directory: RunDir, base: Base, requests: Sequence[Request]) -> None:
         """Do the requests of one run on one base, an adapter loaded once for all benchmarks of its step.
@@ -91,7 +93,8 @@ class Suite:
             def count(done: int) -> None:
                 directory.report_progress(stage=label, step=done)
 
-            record(harness.evaluate(config, request.scoring, base, model, run.config.hub.mirror, count))
+            mirror = run.config.hub.mirror
+            record(harness.evaluate(config, request.scoring, base, model, mirror, self._tasks, count))
         else:
             record(self.preference.evaluate(run, request.scoring, base, model, tick))
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 from peft_align.config.identity import short_hash
 from peft_align.config.schema import Config, Model, Shape
 from peft_align.data.pairs import Pair
+from peft_align.data.sources import Split
 from peft_align.data.tokenization import TokenizedPair
 from peft_align.errors import Fault, InputError
 from peft_align.models.tokenizer import load_tokenizer
@@ -35,7 +37,9 @@ class Base:
 
     Attributes:
         dequantized: quantised weights were turned back into plain ones, to be merged into.
+        split: the training pairs that were read last, and what was asked.
         tokenized: pairs that the tokenizer has encoded, by template, for the runs that share them.
+        encoded: ids of contexts and continuations that benchmarks ask about, likewise.
     """
 
     model: Any
@@ -43,7 +47,14 @@ class Base:
     folder: Path
     source: dict[str, Any]
     dequantized: bool = False
+    split: tuple[str, Split] | None = None
     tokenized: dict[tuple[str, Pair], TokenizedPair] = field(default_factory=dict)
+    encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = field(default_factory=dict)
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Of the files that may shape the tokenizer: all but the weights."""
+        return digest_of({name: entry for name, entry in self.source["files"].items() if "safetensors" not in name})
 
 
 @dataclass

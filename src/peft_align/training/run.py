@@ -24,6 +24,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from peft_align.config.schema import Config
+from peft_align.data.encodings import Encodings, encoding_key
 from peft_align.data.order import sample_order
 from peft_align.data.sources import load_split
 from peft_align.data.tokenization import TokenizedPair, tokenize
@@ -87,7 +88,7 @@ def train(
     """
     config = run.config
     started = time.time()
-    rows, data = training_rows(config, base)
+    rows, data = training_rows(config, base, directory.root)
     if data["warning"]:
         processes.say(f"warning: {data['warning']}")
     inputs = {
@@ -215,19 +216,32 @@ def reference_key(config: Config, inputs: Mapping[str, Any], attention: str) -> 
     }
 
 
-def training_rows(config: Config, base: Base) -> tuple[list[TokenizedPair], dict[str, Any]]:
-    """The samples of all steps in their order, tokenized, and what the record says of them. Raises InputError."""
-    split = load_split(config.dataset, config.preference, "train", config.hub.mirror)
+def training_rows(config: Config, base: Base, root: Path | None = None) -> tuple[list[TokenizedPair], dict[str, Any]]:
+    """The samples of all steps in their order, tokenized, and what the record says of them.
+
+    Args:
+        config: the run's.
+        base: for its tokenizer, and for what was read and encoded before.
+        root: of the results, where token ids are kept for other processes; None: they are not.
+
+    Raises:
+        InputError: the data cannot be read.
+    """
+    asked = repr((config.dataset, config.preference, config.hub.mirror))
+    if base.split is None or base.split[0] != asked:
+        base.split = asked, load_split(config.dataset, config.preference, "train", config.hub.mirror)
+    split = base.split[1]
     wanted = config.train.max_steps * config.train.batch_size
     order = sample_order(len(split.pairs), wanted, config.seed)
     used = sorted(set(order))
-    tokenized, truncation = tokenize(
-        (split.pairs[i] for i in used),
-        base.tokenizer,
-        config.model.template,
-        config.train.max_length,
-        base.tokenized,
-    )
+    pairs, template = [split.pairs[i] for i in used], config.model.template
+    new = [pair for pair in pairs if (template, pair) not in base.tokenized]
+    kept = Encodings(root, encoding_key(split.source["digest"], template, base.tokenizer_digest)) if root else None
+    there = kept.of(new) if kept and new else {}
+    base.tokenized |= {(template, pair): ids for pair, ids in there.items()}
+    tokenized, truncation = tokenize(pairs, base.tokenizer, template, config.train.max_length, base.tokenized)
+    if kept and len(there) < len(new):
+        kept.add({pair: base.tokenized[template, pair] for pair in new if pair not in there})
     by_index = dict(zip(used, tokenized, strict=True))
     return [by_index[i] for i in order], {
         "source": split.source,
