@@ -157,6 +157,9 @@ class Train:
         "recompute activations: less memory, more time; null: where memory demands it (engine packed)"
     )
     state_every: int = operational("steps after which the training state is saved, to go on from", low=1)
+    pack_runs: int = operational(
+        "runs of one base that a worker trains in one forward pass (engine packed)", default=1, low=1
+    )
 
 
 @dataclass(frozen=True)
