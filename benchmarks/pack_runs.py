@@ -3,8 +3,8 @@
     python benchmarks/pack_runs.py --model tiny --dataset everyday
     python benchmarks/pack_runs.py --model smollm2_135m --dataset hh_rlhf --steps 3 --rounds 1
 
-Both sides in processes of their own, in turn, each training the same steps of the same runs; what is compared is the
-time between the first optimizer step of all and the last. The table goes into docs/performance.md.
+Both sides in processes of their own, in turn, each training the same steps of the same runs. CPU time is given too:
+on a machine that others use it says more. The table goes into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 from side_by_side import ROOT, in_turn, same_environment, write_down
 
 MARK = "measured: "
+Measured = dict[str, list[float]]  # batch -> seconds and CPU seconds of a step
 
 
 def arguments() -> argparse.Namespace:
@@ -50,79 +51,96 @@ def main() -> int:
     given = arguments()
     same_environment()
     if given.side:
-        print(MARK + json.dumps(seconds_a_step(given)), flush=True)
+        print(MARK + json.dumps(steps_of_each_batch(given)), flush=True)
         return 0
 
-    def measure(side: str, at: int) -> float:
+    def measure(side: str, at: int) -> Measured:
         command = [sys.executable, *sys.argv, "--side", side]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-        return next(float(line[len(MARK) :]) for line in done.stdout.splitlines() if line.startswith(MARK))
+        return next(json.loads(line[len(MARK) :]) for line in done.stdout.splitlines() if line.startswith(MARK))
 
-    cells = [f"{method} {batch}" for method in given.methods for batch in given.batches]
-    found: dict[str, dict[str, list[float]]] = {}
-    for cell in cells:
-        sides = in_turn([f"{cell} alone", f"{cell} packed"], given.rounds, measure)
-        found[cell] = {side.rpartition(" ")[2]: values for side, values in sides.items()}
+    found = {
+        method: in_turn([f"{method} alone", f"{method} packed"], given.rounds, measure) for method in given.methods
+    }
+    head = ["method", "batch", "one after the other", "packed", "packed is faster by", "in CPU time"]
+    rows = [
+        [method, str(batch), *compared([[each[str(batch)] for each in rounds] for rounds in found[method].values()])]
+        for method in given.methods
+        for batch in given.batches
+    ]
     lines = [
         f"{given.runs} seeds, {given.dataset}, {given.model}, {given.peft}, {given.dtype}, seconds for a step of all:",
         "",
-        "| method | batch | one after the other | packed | packed is faster by |",
-        "| --- | --- | --- | --- | --- |",
+        *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)),
     ]
-    for cell, sides in found.items():
-        ratio = statistics.median(sides["alone"]) / statistics.median(sides["packed"])
-        shown = [
-            f"{statistics.median(sides[side]):.3f} ({min(sides[side]):.3f} to {max(sides[side]):.3f})"
-            for side in ("alone", "packed")
-        ]
-        lines.append(f"| {' | '.join([*cell.split(), *shown, f'{ratio:.2f}'])} |")
     name = "_".join(["pack_runs", given.model, given.dataset, given.peft, given.dtype])
     write_down(name, {"settings": vars(given), "seconds": found}, "\n".join(lines))
     return 0
 
 
-def seconds_a_step(given: argparse.Namespace) -> float:
-    """The time of one step of all runs, alone or packed, as `given.side` says: METHOD BATCH SIDE."""
+def compared(sides: list[list[list[float]]]) -> list[str]:
+    """Medians and ranges of the seconds of both sides, the ratio of the medians, and that of CPU time."""
+    seconds, cpu = ([[each[i] for each in side] for side in sides] for i in (0, 1))
+    shown = [f"{statistics.median(side):.3f} ({min(side):.3f} to {max(side):.3f})" for side in seconds]
+    ratios = [statistics.median(alone) / statistics.median(packed) for alone, packed in (seconds, cpu)]
+    return [*shown, *(f"{ratio:.2f}" for ratio in ratios)]
+
+
+def steps_of_each_batch(given: argparse.Namespace) -> Measured:
+    """One step of all runs, alone or packed, as `given.side` says: METHOD SIDE."""
     from peft_align.config.command_line import parse
     from peft_align.config.compose import ConfigSpace
     from peft_align.grid.expand import build_sweep
     from peft_align.models.loading import load_base
     from peft_align.store.runs import RunDir
-    from peft_align.training.pack_runs import Member, Pack
+    from peft_align.training.pack_runs import Pack
     from peft_align.training.run import train
 
-    method, batch, side = given.side.split()
-    words = [
-        f"method={method}", f"model={given.model}", f"dataset={given.dataset}", f"peft={given.peft}",
-        f"hub.mirror={given.mirror}", f"peft.compute_dtype={given.dtype}", "train.optimizer=adamw_torch",
-        f"train.batch_size={batch}", f"train.max_steps={given.steps + 2}", f"train.max_length={given.length}",
-        "train.micro_batch_tokens=2048", "train.gradient_checkpointing=false", "train.state_every=100000",
-        "seed=" + ",".join(map(str, range(given.runs))),
-    ]  # fmt: skip
-    runs = [run for run in build_sweep(ConfigSpace(), parse(words)).runs if run.kind == "train"]
-    base = load_base(runs[0].config)
-    times: dict[int, list[float]] = {}
+    method, side = given.side.split()
+    times: dict[int, list[tuple[float, float]]] = {}
 
     def log(metrics: Any, step: int) -> None:
-        times.setdefault(step, []).append(time.perf_counter())
+        times.setdefault(step, []).append((time.perf_counter(), time.process_time()))
 
-    with tempfile.TemporaryDirectory() as name:
-        if side == "alone":
-            spent = 0.0
-            for run in runs:
+    def between(last: int) -> list[float]:
+        """Seconds and CPU seconds of a step, from the second to the end; of a pack, for all its runs."""
+        return [
+            (end - begin) / given.steps for begin, end in zip(times[2][last], times[given.steps + 2][last], strict=True)
+        ]
+
+    found: Measured = {}
+    for batch in given.batches:
+        words = [
+            f"method={method}", f"model={given.model}", f"dataset={given.dataset}", f"peft={given.peft}",
+            f"hub.mirror={given.mirror}", f"peft.compute_dtype={given.dtype}", "train.optimizer=adamw_torch",
+            f"train.batch_size={batch}", f"train.max_steps={given.steps + 2}", f"train.max_length={given.length}",
+            "train.micro_batch_tokens=2048", "train.gradient_checkpointing=false", "train.state_every=100000",
+            "seed=" + ",".join(map(str, range(given.runs))),
+        ]  # fmt: skip
+        runs = [run for run in build_sweep(ConfigSpace(), parse(words)).runs if run.kind == "train"]
+        base = load_base(runs[0].config)
+        with tempfile.TemporaryDirectory() as name:
+            spent = []
+            if side == "alone":
+                for run in runs:
+                    times.clear()
+                    train(run, RunDir(Path(name), run.id), base, log)
+                    spent.append(between(0))
+            else:
                 times.clear()
-                train(run, RunDir(Path(name), run.id), base, log)
-                spent += times[given.steps + 2][0] - times[2][0]
-            return spent / given.steps
+                pack = Pack()
+                for run in runs:
+                    pack.add(run.id, partial(_train, run, RunDir(Path(name), run.id), base, log))
+                pack.train()
+                spent.append(between(-1))
+        found[str(batch)] = [sum(each) for each in zip(*spent, strict=True)]
+    return found
 
-        def work(run: Any, member: Member) -> Any:
-            return train(run, RunDir(Path(name), run.id), member.base(lambda: base), log, member=member)
 
-        pack = Pack()
-        for run in runs:
-            pack.add(run.id, partial(work, run))
-        pack.train()
-        return (times[given.steps + 2][-1] - times[2][-1]) / given.steps
+def _train(run: Any, directory: Any, base: Any, log: Any, member: Any) -> Any:
+    from peft_align.training.run import train
+
+    return train(run, directory, member.base(lambda: base), log, member=member)
 
 
 if __name__ == "__main__":
