@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peft_align.models.fused import fused
+from peft_align.models.fused import Share, fused
 
 SHAPE = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 
@@ -121,3 +122,45 @@ def test_an_adapter_that_is_off_stays_off() -> None:
         expected, _ = model(torch.arange(5)[None]).logits, None
         with fused(model):
             torch.testing.assert_close(model(torch.arange(5)[None]).logits, expected)
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["one product", "a base of another kind"])
+def test_each_share_of_a_row_has_its_own_adapter_and_gradients(frozen: bool) -> None:
+    names = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"]
+    adapters = [adapted(seed).double().base_model.model for seed in (1, 2)]
+    torch.manual_seed(0)
+    bare = LlamaForCausalLM(LlamaConfig(**SHAPE, num_attention_heads=4, num_key_value_heads=2)).double()
+    for adapter in adapters:  # on the same weights
+        for name in names:
+            layer = adapter.get_submodule(name)
+            getattr(layer, "base_layer", layer).weight.data = bare.get_submodule(name).weight.data
+    adapters[1].model.layers[0].mlp.down_proj = adapters[1].model.layers[0].mlp.down_proj.base_layer
+    for name in names:
+        bare.get_submodule(name).requires_grad_(not frozen)
+    tokens = [slice(0, 5), slice(5, 12)]
+    shares = [Share(a, t, lambda name: nullcontext()) for a, t in zip(adapters, tokens, strict=True)]
+    for name in names:
+        x = torch.randn(1, 12, bare.get_submodule(name).in_features, dtype=torch.float64, requires_grad=True)
+        together = partial(_with_shares, bare, shares, name)
+        apart = [partial(adapter.get_submodule(name)) for adapter in adapters]
+        direction = torch.randn(1, 12, bare.get_submodule(name).out_features, dtype=torch.float64)
+        found = together(x)
+        gradients = _gradients(found, direction, x, adapters, name)
+        expected = torch.cat([layer(x[:, t]) for layer, t in zip(apart, tokens, strict=True)], 1)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(gradients, _gradients(expected, direction, x, adapters, name), rtol=1e-6, atol=1e-6)
+    assert not any("forward" in module.__dict__ for module in bare.modules())
+
+
+def _with_shares(model: Any, shares: list[Share], name: str, x: torch.Tensor) -> torch.Tensor:
+    with fused(model, shares):
+        found: torch.Tensor = model.get_submodule(name)(x)
+    return found
+
+
+def _gradients(
+    out: torch.Tensor, direction: torch.Tensor, x: torch.Tensor, adapters: list[Any], name: str
+) -> list[torch.Tensor]:
+    layers = [adapter.get_submodule(name) for adapter in adapters]
+    weights = [p for layer in layers for n, p in layer.named_parameters() if "lora_" in n]
+    return list(torch.autograd.grad((out * direction).sum(), [x, *weights]))

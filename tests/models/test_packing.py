@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_align.data.tokenization import TokenizedPair
-from peft_align.models.packing import Sample, Segment, micro_batches, pack, sample_of
+from peft_align.models.packing import Sample, Segment, join, micro_batches, pack, sample_of
 
 IDS = st.lists(st.integers(0, 99), max_size=12).map(tuple)
 WORDS = st.lists(st.integers(0, 99), min_size=1, max_size=12).map(tuple)
@@ -44,6 +44,14 @@ def test_each_scored_token_is_predicted_by_the_one_before_it_in_its_own_text(sam
         assert place + 1 >= starts[owner]
     scored = sum(len(text) - max(1, start) for text, start in zip(texts, starts, strict=True))
     assert len(row.targets) == scored
+
+
+@given(st.lists(SAMPLES, min_size=1, max_size=3))
+def test_rows_that_are_joined_are_the_row_of_all_samples(several: list[list[Sample]]) -> None:
+    joined, whole = join([pack(samples) for samples in several]), pack([s for samples in several for s in samples])
+    assert joined.segments == whole.segments
+    for name in ("tokens", "positions", "sources", "targets", "owners"):
+        assert getattr(joined, name).tolist() == getattr(whole, name).tolist(), name
 
 
 @given(SAMPLES, st.integers(1, 60))

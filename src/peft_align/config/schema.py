@@ -162,6 +162,9 @@ class Train:
         default="auto",
         choices=("auto", "parts", "flex"),
     )
+    pack_runs: int = operational(
+        "runs of one base that a worker trains in one forward pass (engine packed)", default=1, low=1
+    )
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from peft_align.models.loading import Base, load_base
 from peft_align.store.records import read_json, write_json
 from peft_align.store.runs import WORKER, RunDir
 from peft_align.training import processes
+from peft_align.training.pack_runs import Member
 from peft_align.training.run import Interrupted, TrainingFailed, train
 from peft_align.training.tracking import tracking
 
@@ -44,11 +45,18 @@ LOST = ("RuntimeError", "DistBackendError", "DistNetworkError")  # what it is to
 KNOWN = {kind.__name__: kind for kind in (Interrupted, TrainingFailed, MemoryError)}
 
 
-def train_here(run: Run, directory: RunDir, base: Base, sweep: str, should_stop: Callable[[], bool]) -> None:
+def train_here(
+    run: Run,
+    directory: RunDir,
+    base: Base,
+    sweep: str,
+    should_stop: Callable[[], bool],
+    member: Member | None = None,
+) -> None:
     """Train in this process, alone or as one of several; see training.run.train for what it raises."""
     tracker = run.config.tracker if processes.is_main() else NoTracker("none")
     with tracking(tracker, group=sweep, name=run.id, axes=run.axes, folder=directory.path / "tracking") as log:
-        train(run, directory, base, log, should_stop)
+        train(run, directory, base, log, should_stop, member)
 
 
 def train_together(run: Run, directory: RunDir, sweep: str, count: int, should_stop: Callable[[], bool]) -> None:

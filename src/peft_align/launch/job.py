@@ -13,8 +13,9 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from peft_align.grid.runs import STAGES, Run
 from peft_align.grid.serialize import config_of, run_from_plain, run_to_plain
 from peft_align.launch import queue
 from peft_align.launch.outcome import Blocked, kind_of, note_end_of_earlier, reason
+from peft_align.launch.packs import companions
 from peft_align.launch.process import Stopped, asked_to_stop, die_with_parent, output_to
 from peft_align.store.records import Damaged, read_json, verify, write_json
 from peft_align.store.runs import RunDir, this_task
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from peft_align.evaluation.judging import Judging
     from peft_align.evaluation.suite import Suite
     from peft_align.models.loading import BaseCache
+    from peft_align.training.pack_runs import Member
 
 SOME_FAILED = 3  # not 1, with which Python ends on an error that nobody caught
 WAIT = 1.0  # seconds between looks at runs that others hold
@@ -69,22 +72,58 @@ class Worker:
         return RunDir(self.root, run_id).attempts()
 
     def _pass(self, runs: Sequence[Run], *, logged: bool) -> bool:
-        fine, waiting = True, list(runs)
+        waiting, failed = list(runs), set[str]()
         while waiting:
             held = []
-            for run in waiting:
+            for at, run in enumerate(waiting):
+                if run.id in failed:
+                    continue
                 if self._must_wait(run):
                     held.append(run)
                     continue
-                with output_to(RunDir(self.root, run.id).log) if logged else nullcontext():
+                failed |= self._train_packed(run, [r for r in waiting[at + 1 :] if r.id not in failed], logged=logged)
+                if run.id in failed:
+                    continue
+                with self._output(run, logged=logged):
                     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}", flush=True)
                     done = self.do(run)
                 if done is None:
                     held.append(run)
-                fine = fine and done is not False
+                failed |= {run.id} if done is False else set()
             waiting = held
             time.sleep(WAIT if waiting else 0)
-        return fine
+        return not failed
+
+    def _output(self, run: Run, *, logged: bool) -> AbstractContextManager[None]:
+        return output_to(RunDir(self.root, run.id).log) if logged else nullcontext()
+
+    def _train_packed(self, run: Run, others: Sequence[Run], *, logged: bool) -> set[str]:
+        """Train a run together with some of the others, if it may be; returns the ids of those that failed."""
+        if "train" not in self.stages or run.config.train.pack_runs == 1:
+            return set()
+        together = companions(run, others, Planner(self.root, run.config.hub.mirror))
+        if len(together) == 1:
+            return set()
+        from peft_align.training.pack_runs import Pack
+
+        pack, stages = Pack(), self.stages
+        for each in together:
+            output = partial(self._output, each, logged=logged)
+            pack.add(each.id, partial(self._train_member, each), output)
+        self.stages = ("train",)
+        try:
+            with asked_to_stop.after_the_step():
+                done = pack.train()
+        finally:
+            self.stages = stages
+        if asked_to_stop.by:  # before any of them made a step
+            raise Stopped(128 + asked_to_stop.by)
+        return {each.id for each, fine in zip(together, done, strict=True) if fine is False}
+
+    def _train_member(self, run: Run, member: Member) -> bool | None:
+        with_whom = ", ".join(other.run_id for other in member.group.members if other is not member)
+        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}, together with {with_whom}", flush=True)
+        return self.do(run, member)
 
     def _must_wait(self, run: Run) -> bool:
         """Whether another process is at the run, or at a parent that it needs."""
@@ -93,8 +132,13 @@ class Worker:
         parents = [RunDir(self.root, parent) for parent in run.parents]
         return any(parent.train_record() is None and parent.is_locked() for parent in parents)
 
-    def do(self, run: Run) -> bool | None:
-        """Do what is missing of one run: True if it is done, False if it failed, None if another process holds it."""
+    def do(self, run: Run, member: Member | None = None) -> bool | None:
+        """Do what is missing of one run: True if it is done, False if it failed, None if another process holds it.
+
+        Args:
+            run: to be done.
+            member: of the pack that it is trained in.
+        """
         directory = RunDir(self.root, run.id)
         with directory.lock() as mine:
             if not mine:
@@ -121,7 +165,7 @@ class Worker:
                     stage = run.kind
                     self._check_parents(run)
                 if make:
-                    self._make(run, directory)
+                    self._make(run, directory, member)
                     item = planner.item(run)
                 if "evaluate" in self.stages and item.to_make is None and item.missing:
                     stage = "evaluate"
@@ -186,7 +230,7 @@ class Worker:
                         parent.discard_record()
                     raise
 
-    def _make(self, run: Run, directory: RunDir) -> None:
+    def _make(self, run: Run, directory: RunDir, member: Member | None) -> None:
         if run.kind == "merge":
             from peft_align.models.merged import record_merge
 
@@ -198,13 +242,15 @@ class Worker:
         count = processes(run)
         if count > 1:
             self._bases = None  # the devices are theirs
-        base = self._base(run) if count == 1 else None
+        base = self._base(run) if count == 1 and member is None else None
+        if member:
+            base = member.base(lambda: self._base(run))
         try:
             with asked_to_stop.after_the_step():
                 if base is None:
                     train_together(run, directory, self.sweep, count, lambda: bool(asked_to_stop.by))
                 else:
-                    train_here(run, directory, base, self.sweep, lambda: bool(asked_to_stop.by))
+                    train_here(run, directory, base, self.sweep, lambda: bool(asked_to_stop.by), member)
         except Interrupted as interrupted:
             raise Stopped(128 + asked_to_stop.by) from interrupted
         if asked_to_stop.by:  # in the last step: it is trained, and the time for the rest is not there

@@ -45,11 +45,11 @@ class Asked:
     @contextmanager
     def after_the_step(self) -> Iterator[None]:
         """While it lasts, the first signal is only noted."""
-        self.waits = True
+        before, self.waits = self.waits, True
         try:
             yield
         finally:
-            self.waits = False
+            self.waits = before
 
 
 asked_to_stop = Asked()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,14 @@ class BaseCache:
             self._base, self._key = load_base(config, dequantized=dequantized), key
             self.loads += 1
         return self._base
+
+
+def with_own_modules(base: Base) -> Base:
+    """The base once more: modules of its own, which can be given an adapter, around the very same weights."""
+    model = base.model
+    same: list[object] = [*model.parameters(), *model.buffers()]
+    same += [module.quant_state for module in model.modules() if getattr(module, "quant_state", None) is not None]
+    return replace(base, model=copy.deepcopy(model, {id(each): each for each in same}))
 
 
 def device() -> torch.device:

@@ -34,12 +34,16 @@ def token_scores(model: Any, row: Row) -> torch.Tensor:
     return token_log_probs(hidden.index_select(0, row.sources), model.get_output_embeddings(), row.targets)
 
 
-def response_scores(model: Any, row: Row) -> torch.Tensor:
-    """The summed log-probability of each response of a row: (R,), fp64; see token_scores."""
-    scores = token_scores(model, row)
+def response_sums(scores: torch.Tensor, row: Row) -> torch.Tensor:
+    """The log-probability of each response of a row, (R,), fp64, from those of its scored tokens, (N,)."""
     return torch.zeros(row.responses, dtype=torch.float64, device=scores.device).index_add(
         0, row.owners, scores.double()
     )
+
+
+def response_scores(model: Any, row: Row) -> torch.Tensor:
+    """The summed log-probability of each response of a row: (R,), fp64; see token_scores."""
+    return response_sums(token_scores(model, row), row)
 
 
 @torch.no_grad()

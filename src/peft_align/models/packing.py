@@ -8,7 +8,8 @@ alone. All products with weights run over the whole row; attention runs segment 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
@@ -96,6 +97,22 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Row:
 
     return Row(
         tensor(tokens)[None], tensor(positions)[None], tuple(segments), tensor(sources), tensor(targets), tensor(owners)
+    )
+
+
+def join(rows: Sequence[Row]) -> Row:
+    """Rows one behind the other as one."""
+    starts = list(accumulate((row.tokens.shape[1] for row in rows), initial=0))
+    responses = accumulate((row.responses for row in rows), initial=0)
+    return Row(
+        torch.cat([row.tokens for row in rows], 1),
+        torch.cat([row.positions for row in rows], 1),
+        tuple(
+            replace(s, start=s.start + start) for row, start in zip(rows, starts, strict=False) for s in row.segments
+        ),
+        torch.cat([row.sources + start for row, start in zip(rows, starts, strict=False)]),
+        torch.cat([row.targets for row in rows]),
+        torch.cat([row.owners + before for row, before in zip(rows, responses, strict=False)]),
     )
 
 

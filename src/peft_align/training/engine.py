@@ -19,7 +19,7 @@ from transformers import Trainer
 from peft_align.models.flex_attention import WAYS, Trial, of_all, try_both
 from peft_align.models.fused import fused
 from peft_align.models.packed_attention import packed
-from peft_align.models.packed_scoring import response_scores, tolerance_of
+from peft_align.models.packed_scoring import response_scores, token_scores, tolerance_of
 from peft_align.models.packing import Row, Sample, micro_batches, pack
 from peft_align.store.references import References
 from peft_align.training import processes
@@ -31,8 +31,8 @@ from peft_align.training.memory import (
     kept_bytes,
     out_of_memory,
     row_tokens,
-    same_randomness,
 )
+from peft_align.training.randomness import TorchState, same_randomness
 from peft_align.training.state import ExactState
 
 TRIED = 4096  # tokens of the row that both ways of attention are tried on, at most
@@ -48,9 +48,14 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         checkpointing: whether activations are recomputed in backward; None: where they do not fit.
         attention: parts, flex, or auto: the faster one on a GPU.
         arguments: of transformers' Trainer.
+
+    Attributes:
+        together: makes the forward and backward of a batch together with other runs (training/pack_runs.py), given this
+            trainer, the batch and its size; returns its loss, or None if this is to be done alone.
     """
 
     _total_train_tokens = 0
+    together: Callable[[PackedTrainer, Sequence[int], float], torch.Tensor | None] | None = None
 
     def __init__(
         self,
@@ -71,11 +76,11 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         """The language model under the adapter and whatever wraps it."""
         return self.accelerator.unwrap_model(model).get_base_model()
 
-    def loss(self, model: Any, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
+    def loss(self, scores: torch.Tensor, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
         """The share that a row's samples have in the loss of their batch.
 
         Args:
-            model: the language model.
+            scores: (N,), the log-probabilities of the row's scored tokens.
             row: of samples.
             indexes: which of `samples` they are.
             size: of the batch, see below.
@@ -215,7 +220,9 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         model.train()
         batch = inputs["rows"].tolist()
         size = self.size(batch)
-        random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        if self.together is not None and (joint := self.together(self, batch, size)) is not None:
+            return joint
+        random = TorchState.now()
         while True:
             try:
                 found = self._forward_backward(model, batch, size)
@@ -227,10 +234,9 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
                 break
             self.have_less(max(len(self.samples[i]) for i in batch))
             model.zero_grad()
-            torch.set_rng_state(random[0])
-            if random[1]:
+            if random.gpus:
                 torch.cuda.empty_cache()
-                torch.cuda.set_rng_state_all(random[1])
+            random.restore()
         assert found is not None
         if processes.count() > 1:  # the forward is not the one that DistributedDataParallel waits for
             for parameter in self.accelerator.unwrap_model(model).parameters():
@@ -265,7 +271,7 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
             row = pack([samples[i] for i in part], self.args.device)
             with packed(base, WAYS[self.attention]), fused(base):
                 with self.accelerator.autocast():
-                    loss = self.loss(base, row, [batch[i] for i in part], size)
+                    loss = self.loss(token_scores(base, row), row, [batch[i] for i in part], size)
                 self.accelerator.backward(loss)  # inside: recomputed activations attend in the same way
             total += loss.detach()
         return total

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -96,16 +95,3 @@ def row_tokens(free: int, bytes_per_token: float, device: str) -> int:
     """
     fitting = max(1.0, free * SHARE[device] / bytes_per_token)
     return min(MOST[device], 1 << int(math.log2(fitting)))
-
-
-@contextmanager
-def same_randomness() -> Iterator[None]:
-    """Random numbers go on afterwards as if nothing had been drawn."""
-    state = torch.get_rng_state()
-    states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        if states:
-            torch.cuda.set_rng_state_all(states)

@@ -14,7 +14,7 @@ from peft_align.data.tokenization import TokenizedPair
 from peft_align.models.flex_attention import WAYS
 from peft_align.models.fused import fused
 from peft_align.models.packed_attention import packed
-from peft_align.models.packed_scoring import response_scores, token_scores
+from peft_align.models.packed_scoring import response_scores, response_sums
 from peft_align.models.packing import Row, Sample, micro_batches, pack, sample_of
 from peft_align.store.references import References, sample_digest
 from peft_align.training import processes
@@ -25,8 +25,8 @@ from peft_align.training.memory import out_of_memory
 class PackedSFT(PackedTrainer):
     """The mean over all response tokens of an optimizer batch (of all processes), as transformers' Trainer has it."""
 
-    def loss(self, model: Any, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
-        return -token_scores(model, row).sum() / size
+    def loss(self, scores: torch.Tensor, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
+        return -scores.sum() / size
 
     def size(self, batch: Sequence[int]) -> float:
         samples = [self.samples[i] for i in batch]
@@ -48,9 +48,9 @@ class PackedDPO(PackedTrainer):
         self.beta = beta
         self.reference = torch.zeros(len(self.samples), 2, dtype=torch.float64)
 
-    def loss(self, model: Any, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
-        scores = response_scores(model, row).view(-1, 2)
-        rewards = self.beta * (scores - self.reference[list(indexes)].to(scores.device))
+    def loss(self, scores: torch.Tensor, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
+        sums = response_sums(scores, row).view(-1, 2)
+        rewards = self.beta * (sums - self.reference[list(indexes)].to(sums.device))
         margins = rewards[:, 0] - rewards[:, 1]
         with torch.no_grad():
             told = {
@@ -58,8 +58,8 @@ class PackedDPO(PackedTrainer):
                 "rewards/rejected": rewards[:, 1].sum(),
                 "rewards/accuracies": (margins > 0).sum(),
                 "rewards/margins": margins.sum(),
-                "logps/chosen": scores[:, 0].sum(),
-                "logps/rejected": scores[:, 1].sum(),
+                "logps/chosen": sums[:, 0].sum(),
+                "logps/rejected": sums[:, 1].sum(),
             }
             self.tell(told, 1 / size)
         return -logsigmoid(margins).sum() / size

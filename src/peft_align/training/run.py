@@ -48,6 +48,7 @@ from peft_align.store.references import References
 from peft_align.store.runs import FORMAT, RunDir, step_name
 from peft_align.training import dpo, packed, processes, sft
 from peft_align.training.engine import FORWARD, PackedTrainer
+from peft_align.training.pack_runs import Member
 from peft_align.training.state import discard_state, find_state, save_state
 from peft_align.training.tracking import Log
 
@@ -68,7 +69,12 @@ class Interrupted(Exception):
 
 
 def train(
-    run: Run, directory: RunDir, base: Base, log: Log, should_stop: Callable[[], bool] = lambda: False
+    run: Run,
+    directory: RunDir,
+    base: Base,
+    log: Log,
+    should_stop: Callable[[], bool] = lambda: False,
+    member: Member | None = None,
 ) -> dict[str, Any]:
     """Train a run, from its last state if there is one, and return its record, which is on disk then.
 
@@ -80,14 +86,14 @@ def train(
         base: the base model at the run's precision; given back as it was.
         log: called with the metrics of each step.
         should_stop: asked after each step, in the main process; if it says so, the state is saved and training ends.
+        member: of the pack that it is trained in; None: it is trained alone.
 
     Raises:
         Interrupted: `should_stop` said so.
         InputError: the data cannot be read, or a target module does not exist.
         TrainingFailed: the loss is not finite.
     """
-    config = run.config
-    started = time.time()
+    config, started = run.config, time.time()
     rows, data = training_rows(config, base, directory.root)
     if data["warning"]:
         processes.say(f"warning: {data['warning']}")
@@ -112,7 +118,7 @@ def train(
         torch.cuda.reset_peak_memory_stats()
     try:
         weights = adapter_weights(model)
-        recorder = Recorder(run, directory, model, base.source["name"], rows, log, inputs, should_stop)
+        recorder = Recorder(run, directory, model, base.source["name"], rows, log, inputs, should_stop, member)
         trainer = METHODS[engine, config.method.kind](
             model, base.tokenizer, rows, config, shared_arguments(config, directory.attempt / "scratch"), [recorder]
         )
@@ -122,10 +128,10 @@ def train(
         restore_adapter(model, weights, config.peft)
         if not processes.is_main():
             set_seed(config.seed + processes.rank())  # or each process would drop out the same of its samples
-        parameters = trainable_parameters(model)
-        processes.say(f"trainable parameters: {parameters:,}")
+        processes.say(f"trainable parameters: {(parameters := trainable_parameters(model)):,}")
         recorder.trainer = trainer
         if isinstance(trainer, PackedTrainer):
+            trainer.together = member.step if member else None
             trainer.choose(resumed[1]["memory"] if resumed else {})
             prepared = trainer.prepare(
                 References(directory.root, reference_key(config, inputs, trainer.attention)),
@@ -146,8 +152,6 @@ def train(
     shutil.rmtree(directory.attempt / "scratch", ignore_errors=True)
     last = config.train.max_steps
     link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
-    metrics_size = (directory.attempt / "metrics.jsonl").stat().st_size
-    tokens = recorder.tokens
     record = {
         "format": FORMAT,
         "run": run.id,
@@ -155,7 +159,7 @@ def train(
         "steps": last,
         "samples": last * config.train.batch_size,
         "checkpoints": recorder.saved,
-        "metrics": {"metrics.jsonl": {"size": metrics_size}},
+        "metrics": {"metrics.jsonl": {"size": (directory.attempt / "metrics.jsonl").stat().st_size}},
         "trainable_parameters": parameters,
         "parents": inputs["parents"],
         "inputs": {"data": data["source"], "model": base.source},
@@ -163,10 +167,11 @@ def train(
         "loss": recorder.losses,
         "seconds": {"total": round(time.time() - started, 3), "training": round(seconds, 3)},
         "seconds_per_step": seconds / last,
-        "tokens": tokens,
-        "tokens_per_second": tokens / seconds,
+        "tokens": recorder.tokens,
+        "tokens_per_second": recorder.tokens / seconds,
         "peak_memory_bytes": max(memory, key=lambda used: used["gpu"] or used["resident"] or 0),
         "processes": processes.count(),
+        "packed_with": recorder.packed_with,
         "engine": engine,
         "memory": memory_choice(trainer),
         "reference": prepared,
@@ -301,9 +306,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         log: Log,
         inputs: dict[str, Any],
         should_stop: Callable[[], bool],
+        member: Member | None,
     ) -> None:
-        self.inputs, self.should_stop = inputs, should_stop
+        self.inputs, self.should_stop, self.member = inputs, should_stop, member
         self.trainer: Any = None
+        self.earlier: set[str] = set()  # companions of earlier attempts
         self.interrupted = False
         self.step = self.first = 0  # steps made; those of earlier attempts
         self.before = 0.0  # seconds of training of earlier attempts
@@ -319,21 +326,30 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             len(row.prompt) + len(row.chosen) + (len(row.prompt) + len(row.rejected) if both else 0) for row in rows
         ]
         self.step_tokens = [sum(lengths[i : i + size]) for i in range(0, len(lengths), size)]
-        self.begun = self.told = 0.0
+        self.begun = self.started = self.told = 0.0
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """Have what was recorded when the state was saved."""
         self.step = self.first = record["step"]
         self.saved, self.losses = dict(record["saved"]), list(record["losses"])
         self.tokens, self.before = record["tokens"], record["seconds"]
+        self.earlier = set(record.get("packed_with", ()))
+
+    @property
+    def packed_with(self) -> list[str]:
+        """The runs that it made steps together with."""
+        return sorted(self.earlier | (self.member.companions if self.member else set()))
 
     @property
     def seconds(self) -> float:
-        """Of training, those of the attempts that it goes on from included."""
-        return self.before + time.time() - self.begun
+        """Of training, those of the attempts that it goes on from included; in a pack, its share."""
+        return self.before + self._clock() - self.begun
+
+    def _clock(self) -> float:
+        return self.member.clock() if self.member else time.time()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begun = time.time()
+        self.begun, self.started = self._clock(), time.time()
         self._tell(self.step, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -349,6 +365,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             "tokens": self.tokens,
             "seconds": self.seconds,
             "memory": memory_choice(self.trainer),
+            "packed_with": self.packed_with,
         }
         save_state(self.directory, self.trainer, self.step, self.inputs, more)
 
@@ -387,7 +404,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if not processes.is_main() or (now - self.told < 0.5 and 0 < step < self.run.config.train.max_steps):
             return
         self.told = now
-        elapsed, made = now - self.begun, step - self.first
+        elapsed, made = now - self.started, step - self.first
         total = self.run.config.train.max_steps
         self.directory.report_progress(
             stage="train",

@@ -40,7 +40,7 @@ def tracking(
         config=dict(axes),
         dir=str(folder),
         mode=mode,
-        settings=wandb.Settings(silent=True, console="off"),
+        settings=wandb.Settings(silent=True, console="off", reinit="create_new"),
     )
     try:
         yield lambda metrics, step: run.log(dict(metrics), step=step)
