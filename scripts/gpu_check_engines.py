@@ -34,7 +34,8 @@ def trained(given: Given, method: str, engine: str, dtype: str) -> dict[str, Any
     from peft_align.models.adapters import adapter_weights, restore_adapter
     from peft_align.store.references import References
     from peft_align.training.engine import PackedTrainer
-    from peft_align.training.run import METHODS, memory_choice, shared_arguments
+    from peft_align.training.recorder import memory_choice
+    from peft_align.training.run import METHODS, shared_arguments
 
     losses: list[float] = []
     norms: list[float] = []

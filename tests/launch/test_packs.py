@@ -101,7 +101,7 @@ def test_a_worker_trains_parents_then_children_together_and_one_that_fails_stops
 def test_a_worker_told_to_stop_saves_every_run_and_the_next_one_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from peft_align.training.run import Recorder
+    from peft_align.training.recorder import Recorder
 
     monkeypatch.setattr(asked_to_stop, "by", 0)
     tell = Recorder._tell

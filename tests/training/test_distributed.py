@@ -24,7 +24,8 @@ from peft_align.launch.outcome import kind_of, reason
 from peft_align.launch.process import Stopped, asked_to_stop
 from peft_align.models.loading import load_base
 from peft_align.store.runs import RunDir
-from peft_align.training.run import TrainingFailed, train
+from peft_align.training.recorder import TrainingFailed
+from peft_align.training.run import train
 
 TWO = "resources.gpus=2"
 SMALL = (

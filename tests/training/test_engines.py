@@ -13,7 +13,7 @@ from helpers import FP32, runs_of, trained
 
 from peft_align.grid.runs import Run
 from peft_align.models.loading import load_base
-from peft_align.training.run import Recorder
+from peft_align.training.recorder import Recorder
 
 STEPS = 20
 REAL = ("dataset=hh_rlhf", "train.learning_rate=1e-4", "train.max_grad_norm=1e6")  # gradients as they are

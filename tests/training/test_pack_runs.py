@@ -19,7 +19,8 @@ from peft_align.models.packing import Row
 from peft_align.store.runs import RunDir
 from peft_align.training import pack_runs
 from peft_align.training.pack_runs import Member, Pack
-from peft_align.training.run import Interrupted, TrainingFailed, train
+from peft_align.training.recorder import TrainingFailed
+from peft_align.training.run import Interrupted, train
 
 SMALL = (
     "model=tiny", "dataset=everyday", "train.max_steps=3", "train.batch_size=2", "train.max_length=200",

@@ -36,7 +36,8 @@ from peft_align.store.records import read_json, write_json
 from peft_align.store.runs import WORKER, RunDir
 from peft_align.training import processes
 from peft_align.training.pack_runs import Member
-from peft_align.training.run import Interrupted, TrainingFailed, train
+from peft_align.training.recorder import TrainingFailed
+from peft_align.training.run import Interrupted, train
 from peft_align.training.tracking import tracking
 
 JOB, STOP, FAILED = "job.json", "stop", "failed-{}.json"

@@ -12,8 +12,6 @@ batch on its own device, the main one alone writes.
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, set_seed
 
 from peft_align.config.schema import Config
 from peft_align.data.encodings import Encodings, encoding_key
@@ -36,20 +34,20 @@ from peft_align.models.adapters import (
     continue_adapter,
     new_adapter,
     restore_adapter,
-    save_adapter,
     take_off,
     trainable_parameters,
 )
 from peft_align.models.loading import Base
 from peft_align.models.packed_scoring import why_not_packed
 from peft_align.models.provenance import peak_memory, provenance
-from peft_align.store.records import atomic_write, link_tree, write_json
+from peft_align.store.records import link_tree, write_json
 from peft_align.store.references import References
 from peft_align.store.runs import FORMAT, RunDir, step_name
 from peft_align.training import dpo, packed, processes, sft
 from peft_align.training.engine import FORWARD, PackedTrainer
 from peft_align.training.pack_runs import Member
-from peft_align.training.state import discard_state, find_state, save_state
+from peft_align.training.recorder import Recorder, TrainingFailed, memory_choice
+from peft_align.training.state import discard_state, find_state
 from peft_align.training.tracking import Log
 
 METHODS = {
@@ -58,10 +56,6 @@ METHODS = {
     ("packed", "sft"): packed.sft_trainer,
     ("packed", "dpo"): packed.dpo_trainer,
 }
-
-
-class TrainingFailed(RuntimeError):
-    """Training cannot go on; the message says why."""
 
 
 class Interrupted(Exception):
@@ -184,18 +178,6 @@ def train(
     return record
 
 
-def memory_choice(trainer: Any) -> dict[str, Any]:
-    """What the engine `packed` decided, for the record and for an interrupted run to go on with; else nothing."""
-    if not isinstance(trainer, PackedTrainer):
-        return {}
-    return {
-        "micro_batch_tokens": trainer.budget,
-        "gradient_checkpointing": trainer.checkpointing,
-        "attention": trainer.attention,
-        "measured": trainer.measured,
-    }
-
-
 def engine_of(config: Config, base: Base, rows: list[TokenizedPair]) -> str:
     """The engine asked for; TRL's, with a warning, for a model that cannot be given rows."""
     longest = max((len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows), default=0)
@@ -288,129 +270,3 @@ def shared_arguments(config: Config, scratch: Path) -> dict[str, Any]:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,  # every weight of the adapter has its part in the loss
     }
-
-
-class Recorder(TrainerCallback):  # type: ignore[misc]
-    """Writes a line of metrics a step, saves the checkpoints asked for, and says how far the run is.
-
-    Of several processes, all have one: what they must agree about goes through it. Only the main one's writes.
-    """
-
-    def __init__(
-        self,
-        run: Run,
-        directory: RunDir,
-        model: Any,
-        base_name: str,
-        rows: list[TokenizedPair],
-        log: Log,
-        inputs: dict[str, Any],
-        should_stop: Callable[[], bool],
-        member: Member | None,
-    ) -> None:
-        self.inputs, self.should_stop, self.member = inputs, should_stop, member
-        self.trainer: Any = None
-        self.earlier: set[str] = set()  # companions of earlier attempts
-        self.interrupted = False
-        self.step = self.first = 0  # steps made; those of earlier attempts
-        self.before = 0.0  # seconds of training of earlier attempts
-        self.run, self.directory, self.model, self.base_name, self.log = run, directory, model, base_name, log
-        # What another sweep asked for stays, or the two would undo each other's checkpoints for ever.
-        earlier = map(int, (directory.train_record() or {"checkpoints": {}})["checkpoints"])
-        self.steps = {*run.steps, *earlier, run.config.train.max_steps}
-        self.saved: dict[str, dict[str, Any]] = {}
-        self.losses: list[float] = []
-        self.tokens = 0
-        size, both = run.config.train.batch_size, run.config.method.kind == "dpo"
-        lengths = [
-            len(row.prompt) + len(row.chosen) + (len(row.prompt) + len(row.rejected) if both else 0) for row in rows
-        ]
-        self.step_tokens = [sum(lengths[i : i + size]) for i in range(0, len(lengths), size)]
-        self.begun = self.started = self.told = 0.0
-
-    def restore(self, record: Mapping[str, Any]) -> None:
-        """Have what was recorded when the state was saved."""
-        self.step = self.first = record["step"]
-        self.saved, self.losses = dict(record["saved"]), list(record["losses"])
-        self.tokens, self.before = record["tokens"], record["seconds"]
-        self.earlier = set(record.get("packed_with", ()))
-
-    @property
-    def packed_with(self) -> list[str]:
-        """The runs that it made steps together with."""
-        return sorted(self.earlier | (self.member.companions if self.member else set()))
-
-    @property
-    def seconds(self) -> float:
-        """Of training, those of the attempts that it goes on from included; in a pack, its share."""
-        return self.before + self._clock() - self.begun
-
-    def _clock(self) -> float:
-        return self.member.clock() if self.member else time.time()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begun, self.started = self._clock(), time.time()
-        self._tell(self.step, None)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in self.steps and processes.is_main():
-            folder = self.directory.attempt / "checkpoints" / step_name(state.global_step)
-            shutil.rmtree(folder, ignore_errors=True)
-            self.saved[str(state.global_step)] = save_adapter(self.model, folder, self.base_name)
-
-    def _save_state(self) -> None:
-        more = {
-            "saved": self.saved,
-            "losses": self.losses,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "memory": memory_choice(self.trainer),
-            "packed_with": self.packed_with,
-        }
-        save_state(self.directory, self.trainer, self.step, self.inputs, more)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
-        if "loss" not in logs:  # the summary at the end
-            return
-        step = state.global_step
-        self.tokens += self.step_tokens[step - 1]
-        line = {"step": step, "samples": step * self.run.config.train.batch_size, "tokens": self.tokens, **logs}
-        line["seconds"] = round(self.seconds, 3)
-        if processes.is_main():
-            with (self.directory.attempt / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise TrainingFailed(f"the loss is {loss} at step {step}")
-        self.losses.append(loss)
-        self.log({k: v for k, v in line.items() if k != "step"}, step)
-        self._tell(step, loss)
-        self.step = step
-        if step < self.run.config.train.max_steps:  # logs come each step, last of all that happens in it
-            self.interrupted = processes.agreed(processes.is_main() and self.should_stop())
-            if self.interrupted or step % self.run.config.train.state_every == 0:
-                self._save_state()
-            control.should_training_stop = control.should_training_stop or self.interrupted
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not processes.is_main():
-            return
-        with atomic_write(self.directory.attempt / "metrics.jsonl") as temporary:  # synced to disk as a whole
-            shutil.copyfile(self.directory.attempt / "metrics.jsonl", temporary)
-
-    def _tell(self, step: int, loss: float | None) -> None:
-        """Progress for the live table, at most twice a second."""
-        now = time.time()
-        if not processes.is_main() or (now - self.told < 0.5 and 0 < step < self.run.config.train.max_steps):
-            return
-        self.told = now
-        elapsed, made = now - self.started, step - self.first
-        total = self.run.config.train.max_steps
-        self.directory.report_progress(
-            stage="train",
-            step=step,
-            of=total,
-            loss=loss,
-            seconds_per_step=elapsed / made if made else None,
-            eta=elapsed / made * (total - step) if made else None,
-        )
