@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sweeping import expand, trained
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -21,6 +23,7 @@ from transformers import (
 
 from peft_align.models import head
 from peft_align.models.head import token_log_probs
+from peft_align.models.loading import load_base
 from peft_align.models.packed_attention import packed
 from peft_align.models.packed_scoring import response_scores, why_not_packed
 from peft_align.models.packing import Sample, pack
@@ -149,3 +152,10 @@ def test_a_model_that_cannot_is_found_with_the_reason() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=100)).requires_grad_(False)
     found = why_not_packed(gpt2, 10)
     assert found is None or "row" in found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_real_model_is_given_rows_in_every_precision(dtype: str, smollm2: Path) -> None:
+    run = trained(expand("model=smollm2_135m", "dataset=everyday", "peft=lora", f"peft.compute_dtype={dtype}"))[0]
+    assert why_not_packed(load_base(run.config).model, 512) is None

@@ -10,7 +10,6 @@ from peft_align.models.head import token_log_probs
 from peft_align.models.packed_attention import Unsupported, packed
 from peft_align.models.packing import Row, Sample, pack
 
-TRIAL = Sample((1, 2, 3, 4, 5), ((6, 7, 8), (9, 10, 11, 12)))
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative; of other precisions COARSE
 COARSE = 2e-2
 
@@ -46,6 +45,15 @@ def response_scores(model: Any, row: Row) -> torch.Tensor:
     return response_sums(token_scores(model, row), row)
 
 
+def trial_of(vocabulary: int) -> Sample:
+    """What a model is tried with: tokens from all over the vocabulary.
+
+    Its first ones are often special and hardly trained: SmolLM2-135M in bf16 gives them 4% off what it does in fp32.
+    """
+    ids = tuple(vocabulary * i // 13 for i in range(1, 13))
+    return Sample(ids[:5], (ids[5:8], ids[8:]))
+
+
 @torch.no_grad()
 def why_not_packed(model: Any, longest: int) -> str | None:
     """Why a model cannot be given rows, found by giving it one; None if it can.
@@ -62,13 +70,14 @@ def why_not_packed(model: Any, longest: int) -> str | None:
         return "its head is trained"
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
+    trial = trial_of(model.get_input_embeddings().num_embeddings)
     try:
         with packed(model):
-            found = response_scores(model, pack([TRIAL], device))
-        for words, score in zip(TRIAL.responses, found.tolist(), strict=True):
-            ids = torch.tensor([TRIAL.prompt + words], device=device)
-            alone = model(ids, use_cache=False).logits[0, len(TRIAL.prompt) - 1 : -1].float().log_softmax(-1)
-            expected = float(alone.gather(1, ids[0, len(TRIAL.prompt) :, None]).sum())
+            found = response_scores(model, pack([trial], device))
+        for words, score in zip(trial.responses, found.tolist(), strict=True):
+            ids = torch.tensor([trial.prompt + words], device=device)
+            alone = model(ids, use_cache=False).logits[0, len(trial.prompt) - 1 : -1].float().log_softmax(-1)
+            expected = float(alone.gather(1, ids[0, len(trial.prompt) :, None]).sum())
             if abs(score - expected) > tolerance_of(model.dtype) * abs(expected):
                 return f"it gives {score:.5g} in a row and {expected:.5g} alone"
     except (Unsupported, TypeError, AttributeError, NotImplementedError) as error:
