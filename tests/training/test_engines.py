@@ -60,7 +60,9 @@ def compare(
         asked = (*WAYS[way], *FP32, f"peft={peft}")
         made = runs(mirror, model, asked, engine=engine, max_steps=STEPS, **settings)
         base = load_base(made[0].config)
-        losses[engine] = [trained(run, folder / engine, base)["loss"] for run in made]
+        records = [trained(run, folder / engine, base) for run in made]
+        assert {record["engine"] for record in records} == {engine}
+        losses[engine] = [record["loss"] for record in records]
     stock, ours = gradients[: len(made)], gradients[len(made) :]
     for theirs, mine in zip(losses["trl"], losses["packed"], strict=True):
         assert len(mine) == STEPS
@@ -109,7 +111,9 @@ def test_in_bf16_it_is_as_near_to_fp32_as_trl_and_as_near_to_trl_as_trl_to_itsel
         base = load_base(run.config)
         if not at:
             base.model.to(torch.bfloat16).float()
-        losses.append(trained(run, tmp_path / str(at), base)["loss"])
+        record = trained(run, tmp_path / str(at), base)
+        assert record["engine"] == way["engine"]
+        losses.append(record["loss"])
     exact, ours, stock = first_gradients[0], first_gradients[1:3], first_gradients[3:]
     off, their_off = ([distance(each, exact) for each in some] for some in (ours, stock))
     own = [apart(a, b) for i, a in enumerate(losses[3:]) for b in losses[3 : 3 + i]]

@@ -11,7 +11,7 @@ from peft_align.models.packed_attention import Unsupported, packed
 from peft_align.models.packing import Row, Sample, pack
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative; of other precisions COARSE
-COARSE = 2e-2
+COARSE = 5e-2  # what rounding to bf16 may do to a few rare tokens
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
