@@ -183,6 +183,11 @@ class Evaluation:
         default=4096,
         low=1,
     )
+    backend: str = operational(
+        "what computes lm-eval's benchmarks: hf, or vllm, which was never run here",
+        default="hf",
+        choices=("hf", "vllm"),
+    )
     include_path: str | None = operational("folder of your own lm-eval task YAML files", default=None)
     base_precision: str | None = operational(
         "precision of the base that is evaluated; null: that which was trained on",

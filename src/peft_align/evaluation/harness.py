@@ -101,7 +101,7 @@ def evaluate(
         benchmark: which task, with how many examples in the prompt.
         scoring: how many samples a task, and the batch sizes.
         base: for its tokenizer, and for what that has encoded before.
-        model: the base with or without an adapter.
+        model: the base with or without an adapter; or an lm-eval model that is that.
         mirror: folder that is looked into before the hub.
         tasks: that were loaded before.
         tick: called with the number of sequences done.
@@ -113,7 +113,9 @@ def evaluate(
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     evaluation = scoring.evaluation
-    wrapped = counting_model(model, base, evaluation.batch_size, evaluation.batch_tokens, tick)
+    wrapped = model
+    if not isinstance(model, lm_eval.api.model.LM):
+        wrapped = counting_model(model, base, evaluation.batch_size, evaluation.batch_tokens, tick)
     set_seeds()
     try:
         loaded = tasks.get(benchmark, scoring, mirror)
@@ -126,7 +128,9 @@ def evaluate(
         raise InputError([Fault(f"benchmark {benchmark.task}", what, "set hub.mirror=DIR, or be online")]) from None
     assert results is not None
     metrics = _metrics(benchmark.task, results, benchmark.cluster_by_task)
-    return Scores(metrics, _samples(results), loaded.read, _details(results) | {"attention": wrapped.attention})
+    return Scores(
+        metrics, _samples(results), loaded.read, _details(results) | {"attention": getattr(wrapped, "attention", None)}
+    )
 
 
 def _metrics(task: str, results: dict[str, Any], clustered: bool) -> list[Metric]:

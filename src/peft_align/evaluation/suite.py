@@ -18,6 +18,7 @@ from peft_align.evaluation.preference import PreferenceBenchmark
 from peft_align.evaluation.records import record_of, save
 from peft_align.evaluation.scores import Scores
 from peft_align.evaluation.texts import Data, generate_samples
+from peft_align.evaluation.vllm_model import Engine
 from peft_align.grid.planner import Request
 from peft_align.grid.runs import Run
 from peft_align.models.adapters import loaded_adapter
@@ -37,6 +38,7 @@ class Suite:
     preference: PreferenceBenchmark = field(default_factory=PreferenceBenchmark)
     _data: dict[str, Data] = field(default_factory=dict)
     _tasks: Tasks = field(default_factory=Tasks)
+    _vllm: Engine = field(default_factory=Engine)
 
     def evaluate(self, run: Run, directory: RunDir, base: Base, requests: Sequence[Request]) -> None:
         """Do the requests of one run on one base, an adapter loaded once for all benchmarks of its step.
@@ -93,6 +95,9 @@ class Suite:
             def count(done: int) -> None:
                 directory.report_progress(stage=label, step=done)
 
+            if request.scoring.evaluation.backend == "vllm":
+                precision, adapter = request.scoring.base.base_precision, adapter_of(run, directory, request.step)
+                model = self._vllm.with_adapter(base, precision, adapter)
             mirror = run.config.hub.mirror
             record(harness.evaluate(config, request.scoring, base, model, mirror, self._tasks, count))
         else:
@@ -171,6 +176,11 @@ def opened(run: Run, directory: RunDir, base: Base, step: int) -> AbstractContex
     """The model to evaluate: the bare base, the base with an adapter on it, or the merged model. Raises Damaged."""
     if run.kind == "merge":
         return merged_model(run, directory, base)
+    return loaded_adapter(base, adapter_of(run, directory, step))
+
+
+def adapter_of(run: Run, directory: RunDir, step: int) -> Path | None:
+    """The folder of a run's adapter; None for a bare base. Raises Damaged."""
     if run.kind == "external":
-        return loaded_adapter(base, Path(str(run.adapter)))
-    return loaded_adapter(base, None if run.kind == "baseline" else directory.product(step))
+        return Path(str(run.adapter))
+    return None if run.kind == "baseline" else directory.product(step)

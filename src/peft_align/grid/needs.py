@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from peft_align.config.benchmarks import PAIRED, RedInstruct
+from peft_align.config.benchmarks import PAIRED, LmEval, RedInstruct
 from peft_align.config.judges import ANSWERING, Classifier, Endpoint, LocalLM, Profanity
 from peft_align.config.launchers import Slurm
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import judge_prompt, no_prompt, red_instruct_files
-from peft_align.grid.planner import Item
+from peft_align.grid.planner import Item, Request
 from peft_align.grid.resources import allocation
 from peft_align.grid.runs import STAGES, Run
 from peft_align.store.hub import is_here, model_folder
@@ -76,10 +76,23 @@ def _unready_benchmarks(item: Item) -> Iterator[Fault]:
             files = red_instruct_files(config, item.run.config.hub.mirror)
             if isinstance(files, Fault):
                 yield files
+        if isinstance(config, LmEval) and request.scoring.evaluation.backend == "vllm":
+            yield from _unready_vllm(item.run, request)
         absent = [name for name in getattr(config, "packages", None) or () if find_spec(name) is None]
         if absent:
             needs = f"needs {', '.join(absent)}"
             yield Fault(f"benchmark {request.benchmark}", needs, f"pip install {' '.join(absent)}")
+
+
+def _unready_vllm(run: Run, request: Request) -> Iterator[Fault]:
+    where = "evaluation.backend=vllm"
+    if find_spec("vllm") is None:
+        yield Fault(where, "the package vllm is not installed", "pip install vllm, on a machine with a GPU")
+    if run.kind == "merge":
+        yield Fault(where, f"{run.id} is a merge, and vLLM takes adapters", "score it with evaluation.backend=hf")
+    if request.scoring.base.base_precision == "nf4":
+        hint = "evaluation.base_precision=bf16, or evaluation.backend=hf"
+        yield Fault(where, f"{run.id} is scored on a base of 4 bits, which vLLM does not hold as it was trained", hint)
 
 
 def _unready_judges(item: Item) -> Iterator[Fault]:

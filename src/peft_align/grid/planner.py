@@ -286,6 +286,8 @@ def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
         content["max_new_tokens"] = scoring.evaluation.max_new_tokens
     if isinstance(benchmark, LmEval):
         own = task_definition(benchmark.task, scoring.evaluation.include_path)
+        if scoring.evaluation.backend != "hf":
+            content["backend"] = {scoring.evaluation.backend: installed(scoring.evaluation.backend)}
         return content | {"limit": scoring.evaluation.limit, "lm_eval": installed("lm_eval"), "definition": own}
     content |= {"version": VERSIONS[benchmark.kind]}
     if isinstance(benchmark, Generated):
