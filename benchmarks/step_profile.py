@@ -108,6 +108,7 @@ def profiled(given: argparse.Namespace) -> tuple[float, dict[str, float], int]:
     with tempfile.TemporaryDirectory() as folder:
         arguments = shared_arguments(run.config, Path(folder))
         trainer = make(model, base.tokenizer, rows, run.config, arguments, [SecondStep()])
+        trainer.choose({})  # how rows attend
         trainer.prepare(References(Path(folder), {}), lambda done: None)
         trainer.train()
     totals = {event.key: event.cpu_time_total / 1e6 for event in profiler.key_averages()}

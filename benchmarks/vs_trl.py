@@ -95,6 +95,7 @@ def train_steps(method: str, given: argparse.Namespace) -> None:
         f"hub.mirror={given.mirror}", f"peft.compute_dtype={given.dtype}", "peft.dropout=0",
         "train.optimizer=adamw_torch", f"train.batch_size={given.batch}", f"train.micro_batch_tokens={given.tokens}",
         f"train.max_steps={given.steps}", f"train.micro_batch_size={micro_batch or 1}", f"train.engine={engine}",
+        "train.gradient_checkpointing=false",
     ]  # fmt: skip
     (run,) = (run for run in build_sweep(ConfigSpace(), parse(words)).runs if run.kind == "train")
     base = load_base(run.config)
@@ -128,6 +129,7 @@ def train_steps(method: str, given: argparse.Namespace) -> None:
             model, base.tokenizer, rows, run.config, shared_arguments(run.config, Path(folder)), [Clock()]
         )
         if engine == "packed":
+            trainer.choose({})  # how rows attend
             samples = trainer.samples
             for at in range(given.steps):  # step by step, as if nothing were there
                 trainer.samples = samples[at * given.batch : (at + 1) * given.batch]

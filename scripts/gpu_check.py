@@ -79,6 +79,7 @@ def main() -> int:
         parser.error(f"--model: {asked.model} is not a folder")
     if asked.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # trainers look for themselves
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several, trainers would share the work
     import torch
 
     if asked.device == "cuda" and not torch.cuda.is_available():

@@ -201,3 +201,25 @@ def test_recomputation_never_takes_more_and_something_is_always_allowed_for(ways
     assert again is not None
     assert again.total < kept.total
     assert min(kept.allowance, again.allowance) > CUDA_CONTEXT
+
+
+def test_each_run_of_a_pack_has_an_adapter_and_an_optimizer_of_its_own() -> None:
+    config = config_of(*MISTRAL, *QLORA)
+    alone, packed = (estimate(changed(config, train__pack_runs=count)) for count in (1, 8))
+    assert alone is not None
+    assert packed is not None
+    assert packed.adapter == 8 * alone.adapter
+    assert packed.activations == alone.activations, "the rows of all hold as many tokens"
+    stock = changed(config, train__engine="trl", train__pack_runs=8)
+    assert total(stock) == total(stock, train__pack_runs=1), "engine trl packs nothing"
+
+
+def test_a_batch_that_is_one_sample_is_not_recomputed_where_it_fits_whole() -> None:
+    config = config_of(
+        "model=mistral_7b", "method=sft", "peft=lora", "train.batch_size=1", "train.max_length=600",
+        "train.engine=packed",
+    )  # fmt: skip
+    assert longest_sample(config) == 600
+    found = choice(config, 80)
+    assert found is not None
+    assert not found.recomputed

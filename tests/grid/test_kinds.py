@@ -110,3 +110,14 @@ def test_modules_that_are_not_known_make_memory_unknown_and_nothing_fail(tmp_pat
 
 def test_times_are_told_in_two_digits_or_so() -> None:
     assert [about(x) for x in (3, 2100, 7000, 86400, 400_000)] == ["1 min", "35 min", "2 h", "24 h", "5 days"]
+
+
+def test_a_row_that_is_too_long_for_every_card_is_advised_against_also_where_the_engine_would_recompute(
+    tmp_path: Path,
+) -> None:
+    words = ("model=mistral_7b", "method=dpo", "peft=lora", "train.max_length=4096", "train.engine=packed")
+    (entry,) = kinds_of(tmp_path, plan(expand(*words, "train.micro_batch_tokens=131072"), tmp_path))
+    assert entry["fits_gb"] is None
+    assert entry["advice"]["settings"][0].startswith("train.micro_batch_tokens=")
+    (run,) = trained(expand(*words, *entry["advice"]["settings"]))
+    assert choice(run.config, entry["advice"]["fits_gb"])

@@ -51,7 +51,7 @@ def counting_model(model: Any, base: Base, batch_size: int, batch_tokens: int, t
             longest = max((len(context) + len(continuation) - 1 for context, continuation in asked), default=0)
             why = why_not_shared(self.model, min(longest, self.max_length))
             if why is None:
-                self.attention = self.attention or self._attention(asked)
+                self.attention = base.attention = base.attention or self._attention(asked)
                 return log_likelihoods(
                     self.model, asked, self.max_length, batch_tokens, self._count, attention=self.attention
                 )
@@ -83,7 +83,13 @@ def counting_model(model: Any, base: Base, batch_size: int, batch_tokens: int, t
             self.done += more
             tick(self.done)
 
-    return CountingHFLM(pretrained=model, tokenizer=base.tokenizer, backend="causal", batch_size=batch_size)
+    return CountingHFLM(
+        pretrained=model,
+        tokenizer=base.tokenizer,
+        backend="causal",
+        batch_size=batch_size,
+        softmax_dtype="float32",  # as with shared prefixes; lm-eval's default is the model's precision
+    )
 
 
 def evaluate(

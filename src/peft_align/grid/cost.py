@@ -139,7 +139,7 @@ def likeness(run: Run) -> tuple[str, ...]:
     """What runs share that take like time: model, method, precision of the base, engine and sizes."""
     config, train = run.config, run.config.train
     micro = train.micro_batch_size if train.engine == "trl" else train.micro_batch_tokens
-    sizes = (train.engine, train.batch_size, train.max_length, micro, train.gradient_checkpointing)
+    sizes = (train.engine, train.batch_size, train.max_length, micro, train.gradient_checkpointing, train.pack_runs)
     return (run.choices["model"], config.method.kind, run.base, *map(str, sizes))
 
 

@@ -74,7 +74,7 @@ def estimate(
     recomputed = bool(config.train.gradient_checkpointing) if checkpointing is None else checkpointing
     kept = kept_bytes(config, batch, recomputed)
     working = working_bytes(config, batch, recomputed)
-    adapter = count * adapter_bytes(config, processes)
+    adapter = count * adapter_bytes(config, processes) * together(config)
     if config.train.optimizer == "adamw_torch":  # its step: a copy of the second moment, when activations are gone
         working = max(working, 4 * count - kept)
     weights = weight_bytes(config.model.shape, config.peft)
@@ -115,7 +115,8 @@ def choice(config: Config, card: int, processes: int = 1) -> Choice | None:
             continue
         most = largest_budget(config, card, checkpointing=recomputed, processes=processes)
         row = min(LONGEST_ROW, 1 << (most.bit_length() - 1)) if most else 0  # a power of two, as it is measured
-        if row >= longest_sample(config) or (row and recomputed):
+        whole = (train.batch_size // processes) * longest_sample(config)  # of a batch: no row is longer
+        if row >= longest_sample(config) or most == whole or (row and recomputed):
             return Choice(row, recomputed)
     return None
 
@@ -141,6 +142,11 @@ def largest_budget(config: Config, card: int, *, checkpointing: bool | None = No
 
     fitting = bisect.bisect_left(tried, True, key=too_much)
     return tried[fitting - 1] if fitting else None
+
+
+def together(config: Config) -> int:
+    """How many runs are trained in one process at most, each with an adapter and an optimizer of its own."""
+    return config.train.pack_runs if config.train.engine == "packed" else 1
 
 
 def micro_batch(batch_size: int, at_most: int) -> int:

@@ -21,7 +21,7 @@ SETTINGS = (  # by which kinds of one name are told apart
     *("train.engine", "train.max_length", "train.batch_size", "train.micro_batch_size", "train.micro_batch_tokens"),
     *("train.gradient_checkpointing", "train.optimizer", "train.max_steps", "method.init", "peft.base_precision"),
     *("peft.double_quantization", "peft.compute_dtype", "peft.adapter_dtype", "peft.dropout", "peft.target_modules"),
-    *("model.attention", "model.shape"),
+    *("train.pack_runs", "model.attention", "model.shape"),
 )
 
 
@@ -111,6 +111,8 @@ def _smaller(config: Config, card: int, processes: int) -> Iterator[tuple[str, A
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, gradient_checkpointing=True))
         yield "train.gradient_checkpointing", "true", config
     budget = largest_budget(config, card, processes=processes)
+    if budget is None and config.train.gradient_checkpointing is None:  # then the engine recomputes
+        budget = largest_budget(config, card, checkpointing=True, processes=processes)
     if budget and getattr(config.train, _budget(config).partition(".")[2]) is not None:
         changes: dict[str, Any] = {_budget(config).partition(".")[2]: budget}
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))

@@ -88,8 +88,9 @@ def _unready_vllm(run: Run, request: Request) -> Iterator[Fault]:
     where = "evaluation.backend=vllm"
     if find_spec("vllm") is None:
         yield Fault(where, "the package vllm is not installed", "pip install vllm, on a machine with a GPU")
-    if run.kind == "merge":
-        yield Fault(where, f"{run.id} is a merge, and vLLM takes adapters", "score it with evaluation.backend=hf")
+    if run.kind in ("merge", "external"):
+        what = {"merge": "is a merge, and vLLM takes adapters", "external": "was not trained here, and may be no LoRA"}
+        yield Fault(where, f"{run.id} {what[run.kind]}", "score it with evaluation.backend=hf")
     if request.scoring.base.base_precision == "nf4":
         hint = "evaluation.base_precision=bf16, or evaluation.backend=hf"
         yield Fault(where, f"{run.id} is scored on a base of 4 bits, which vLLM does not hold as it was trained", hint)

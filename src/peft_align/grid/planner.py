@@ -23,8 +23,9 @@ from peft_align.store.records import Digests, complete, digest_of
 from peft_align.store.runs import RunDir, step_name
 
 LACKS_STEPS = "retrain for steps"
-# Of what the package's own benchmarks compute; another one is another key.
+# Of what is computed for a benchmark by the package itself; another one is another key.
 VERSIONS = {
+    "lm_eval": 2,  # how log-probabilities are computed here; lm-eval's own version stands beside it
     "preference": 2,
     "divergence": 1,
     "alpaca_eval": 1,
@@ -288,7 +289,8 @@ def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
         own = task_definition(benchmark.task, scoring.evaluation.include_path)
         if scoring.evaluation.backend != "hf":
             content["backend"] = {scoring.evaluation.backend: installed(scoring.evaluation.backend)}
-        return content | {"limit": scoring.evaluation.limit, "lm_eval": installed("lm_eval"), "definition": own}
+        version = {"version": VERSIONS["lm_eval"], "lm_eval": installed("lm_eval"), "definition": own}
+        return content | version | {"limit": scoring.evaluation.limit}
     content |= {"version": VERSIONS[benchmark.kind]}
     if isinstance(benchmark, Generated):
         return content | {"limit": scoring.evaluation.limit}

@@ -40,6 +40,7 @@ class Base:
         dequantized: quantised weights were turned back into plain ones, to be merged into.
         split: the training pairs that were read last, and what was asked.
         tokenized: pairs that the tokenizer has encoded, by template, for the runs that share them.
+        attention: how rows of evaluation attend on it, once that was tried; see models/flex_attention.py.
         encoded: ids of contexts and continuations that benchmarks ask about, likewise.
     """
 
@@ -50,6 +51,7 @@ class Base:
     dequantized: bool = False
     split: tuple[str, Split] | None = None
     tokenized: dict[tuple[str, Pair], TokenizedPair] = field(default_factory=dict)
+    attention: str | None = None
     encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = field(default_factory=dict)
 
     @property
