@@ -119,7 +119,7 @@ def score(given: argparse.Namespace) -> None:
         size = int(given.variant.rpartition(" ")[2])
         model = HFLM(pretrained=base.model, tokenizer=base.tokenizer, backend="causal", batch_size=size)
     model.loglikelihood(requests[:CHOICES])  # the first forward pass takes longer
-    base.encoded.clear()
+    base.shared.encoded.clear()
     started = time.perf_counter()
     answers = model.loglikelihood(requests)
     if torch.cuda.is_available():

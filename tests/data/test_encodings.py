@@ -70,10 +70,10 @@ def test_a_second_process_encodes_only_what_is_not_there(
     monkeypatch.setattr(tokenization, "_encode", lambda pair, *more: done.append(pair) or original(pair, *more))
     found = []
     for run in [*runs(), *runs()]:
-        base.tokenized.clear()  # as in a process of its own
+        base.shared.tokenized.clear()  # as in a process of its own
         found.append(training_rows(run.config, base, tmp_path))
     used = {row.id for rows, _ in found for row in rows}
     assert len(done) == len(used) < 16
     assert found[:2] == found[2:]
-    base.tokenized.clear()
+    base.shared.tokenized.clear()
     assert found[:2] == [training_rows(run.config, base) for run in runs()]

@@ -118,9 +118,11 @@ def test_in_bf16_with_dropout_it_is_bit_equal_when_repeated(peft: str, tmp_path:
         assert all(torch.equal(first[name], second[name]) for name in second)
 
 
-def test_a_run_that_fails_leaves_the_others_whole(tmp_path: Path) -> None:
-    (bad,) = some_runs(*SMALL, *FP32, "method=sft", "train.learning_rate=1e30", "train.max_grad_norm=1e30")
-    fine = some_runs(*SMALL, *FP32, "method=sft", "seed=1,2")
+@pytest.mark.parametrize("way", ["parts", "flex"])
+def test_a_run_that_fails_leaves_the_others_whole(way: str, tmp_path: Path) -> None:
+    words = (*SMALL, *FP32, "method=sft", f"train.attention={way}")
+    (bad,) = some_runs(*words, "train.learning_rate=1e30", "train.max_grad_norm=1e30")
+    fine = some_runs(*words, "seed=1,2")
     base = load_base(bad.config)
     failed, *records = pack_trained([bad, *fine], tmp_path / "pack", base)
     assert isinstance(failed, TrainingFailed)

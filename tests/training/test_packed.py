@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import FP32, run_of, runs_of, trained
 
+from peft_align.errors import InputError
 from peft_align.models import flex_attention
 from peft_align.models.flex_attention import Trial
 from peft_align.models.loading import load_base
@@ -215,3 +216,41 @@ def test_a_model_that_cannot_be_given_rows_is_trained_by_trl_and_the_record_says
     assert record["engine"] == "trl"
     assert record["loss"] == trained(stock, tmp_path, base)["loss"]
     assert "is trained by TRL's own engine: it attends to the last 20 tokens only" in capsys.readouterr().out
+
+
+def test_a_stop_while_the_reference_is_scored_keeps_the_values_so_far(tmp_path: Path) -> None:
+    run = run_of(*SMALL, *FP32, "method=dpo", "peft=lora", "train.engine=packed")
+    directory, base = RunDir(tmp_path, run.id), load_base(run.config)
+    with pytest.raises(Interrupted, match="values so far are kept"):
+        train(run, directory, base, lambda *told: None, lambda: True)
+    assert directory.train_record() is None
+    assert directory.reached()[2] > 0, "it counts as having got further"
+    record = trained(run, tmp_path, base)
+    assert record["reference"]["computed"] < record["reference"]["samples"]
+
+
+@pytest.mark.parametrize("engine", ["packed", "trl"])
+def test_an_adapter_on_the_head_is_refused(engine: str, tmp_path: Path) -> None:
+    words = (*SMALL, "method=sft", "peft=lora", f"train.engine={engine}", "peft.target_modules=[q_proj,lm_head]")
+    with pytest.raises(InputError, match="lm_head: log-probabilities are computed from the head's own weights"):
+        trained(run_of(*words), tmp_path)
+
+
+def test_an_adapter_that_a_kill_left_without_a_record_is_replaced(tmp_path: Path) -> None:
+    run = run_of(*SMALL, *FP32, "method=sft", "peft=lora", "train.engine=packed", "train.state_every=1")
+    asked = iter((False, True))
+    with pytest.raises(Interrupted):
+        train(run, RunDir(tmp_path, run.id), load_base(run.config), lambda *told: None, lambda: next(asked))
+    left = RunDir(tmp_path, run.id).attempt / "adapter"
+    left.mkdir()
+    (left / "adapter_config.json").write_text("{}")
+    record = trained(run, tmp_path)
+    assert RunDir(tmp_path, run.id).product() == RunDir(tmp_path, run.id).adapter, "verified against the record"
+    assert len(record["loss"]) == 3
+
+
+def test_recomputing_leaves_no_hook_on_the_embeddings(tmp_path: Path) -> None:
+    run = run_of(*SMALL, "method=sft", "peft=lora", "train.engine=packed", "train.gradient_checkpointing=true")
+    base = load_base(run.config)
+    trained(run, tmp_path, base)
+    assert not base.model.get_input_embeddings()._forward_hooks

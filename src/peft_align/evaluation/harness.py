@@ -39,7 +39,7 @@ def counting_model(model: Any, base: Base, batch_size: int, batch_tokens: int, t
         attention: str | None = None
 
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-            known, asked = base.encoded, (context, continuation)
+            known, asked = base.shared.encoded, (context, continuation)
             if asked not in known:
                 ids = super()._encode_pair(context, continuation)
                 known[asked] = array("i", ids[0]), array("i", ids[1])  # of some bytes a token; a list takes many
@@ -51,7 +51,8 @@ def counting_model(model: Any, base: Base, batch_size: int, batch_tokens: int, t
             longest = max((len(context) + len(continuation) - 1 for context, continuation in asked), default=0)
             why = why_not_shared(self.model, min(longest, self.max_length))
             if why is None:
-                self.attention = base.attention = base.attention or self._attention(asked)
+                self.attention = base.shared.attention.get("evaluation") or self._attention(asked)
+                base.shared.attention["evaluation"] = self.attention
                 return log_likelihoods(
                     self.model, asked, self.max_length, batch_tokens, self._count, attention=self.attention
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from peft_align.grid.cost import module_shapes
 from peft_align.grid.planner import Planner
 from peft_align.grid.resources import allocation
 from peft_align.grid.runs import Run
@@ -35,8 +36,10 @@ def _kind(run: Run) -> str | None:
     """Equal for runs whose tokens may lie in one row; None of a run that has to be alone."""
     peft, train = run.config.peft, run.config.train
     several = (allocation(run.config.resources, "train", run).gpus or 1) > 1
-    cast = (peft.compute_dtype, peft.adapter_dtype) == ("fp32", "bf16")  # by PEFT, around products of its own
-    if run.kind != "train" or train.engine != "packed" or several or cast:
+    hidden = peft.compute_dtype if peft.base_precision == "nf4" else peft.base_precision
+    cast = peft.compute_dtype == "fp32" and peft.adapter_dtype != hidden  # by PEFT, around products of its own
+    other = set(peft.target_modules) - module_shapes(run.config.model.shape).keys()  # embeddings, the head
+    if run.kind != "train" or train.engine != "packed" or several or cast or other:
         return None
     base = (run.config.model, peft.base_precision, peft.double_quantization, peft.compute_dtype)
     return repr((*base, peft.adapter_dtype))

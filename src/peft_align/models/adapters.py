@@ -18,7 +18,7 @@ from peft_align.store.records import digest_of, sha256, sync_tree
 
 
 def new_adapter(base: Base, peft: Peft) -> PeftModel:
-    """Put a fresh adapter on the base; seed torch before. Raises InputError if a target module does not exist."""
+    """Put a fresh adapter on the base; seed torch before. Raises InputError if a target module cannot have one."""
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=peft.r,
@@ -32,6 +32,11 @@ def new_adapter(base: Base, peft: Peft) -> PeftModel:
     if absent:
         what = f"{', '.join(absent)}: the model has no such module"
         raise InputError([Fault("peft.target_modules", what, "see `print(model)` for the names")])
+    head = base.model.get_output_embeddings()
+    of_head = {name.rpartition(".")[2] for name, module in base.model.named_modules() if module is head}
+    if adapted := of_head & set(peft.target_modules):  # TRL 1.16 refuses it too
+        what = f"{', '.join(adapted)}: log-probabilities are computed from the head's own weights, without an adapter"
+        raise InputError([Fault("peft.target_modules", what, "leave it out")])
     model = get_peft_model(base.model, config, autocast_adapter_dtype=False)
     cast_adapter(model, peft)
     return model

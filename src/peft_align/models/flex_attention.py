@@ -52,10 +52,15 @@ def flex_row_attention(
 AttentionInterface.register(NAME, flex_row_attention)
 
 
-@cache
 def _compiled() -> Any:
-    """Once for rows of all lengths. fullgraph: too many recompilations are an error, not the plain implementation."""
+    # A setting of torch's holds in the thread that makes it, and runs of a pack have one each.
     torch._dynamo.config.recompile_limit = max(RECOMPILATIONS, torch._dynamo.config.recompile_limit)
+    return _compiled_once()
+
+
+@cache
+def _compiled_once() -> Any:
+    """Once for rows of all lengths. fullgraph: too many recompilations are an error, not the plain implementation."""
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 

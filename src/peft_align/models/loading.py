@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import inspect
 import os
 import shutil
 import tempfile
@@ -21,6 +23,7 @@ from peft_align.data.pairs import Pair
 from peft_align.data.sources import Split
 from peft_align.data.tokenization import TokenizedPair
 from peft_align.errors import Fault, InputError
+from peft_align.models import tokenizer
 from peft_align.models.tokenizer import load_tokenizer
 from peft_align.store.hub import commit_of, find_repository, model_folder
 from peft_align.store.records import Digests, cache_dir, digest_of, inventory, sync_tree, write_json
@@ -33,15 +36,29 @@ IDENTIFYING = (
 
 
 @dataclass
+class Shared:
+    """What runs and stages on one base have from each other, in a process.
+
+    Attributes:
+        split: the training pairs that were read last, and what was asked.
+        tokenized: pairs of it that the tokenizer has encoded, by template.
+        encoded: ids of contexts and continuations that benchmarks ask about.
+        attention: how rows attend, once that was tried: of training, of evaluation; see models/flex_attention.py.
+    """
+
+    split: tuple[str, Split] | None = None
+    tokenized: dict[tuple[str, Pair], TokenizedPair] = field(default_factory=dict)
+    encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = field(default_factory=dict)
+    attention: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
 class Base:
     """A frozen base model at one precision, and what a record keeps of it.
 
     Attributes:
         dequantized: quantised weights were turned back into plain ones, to be merged into.
-        split: the training pairs that were read last, and what was asked.
-        tokenized: pairs that the tokenizer has encoded, by template, for the runs that share them.
-        attention: how rows of evaluation attend on it, once that was tried; see models/flex_attention.py.
-        encoded: ids of contexts and continuations that benchmarks ask about, likewise.
+        shared: the same for all copies around its weights.
     """
 
     model: Any
@@ -49,15 +66,13 @@ class Base:
     folder: Path
     source: dict[str, Any]
     dequantized: bool = False
-    split: tuple[str, Split] | None = None
-    tokenized: dict[tuple[str, Pair], TokenizedPair] = field(default_factory=dict)
-    attention: str | None = None
-    encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = field(default_factory=dict)
+    shared: Shared = field(default_factory=Shared)
 
     @property
     def tokenizer_digest(self) -> str:
-        """Of the files that may shape the tokenizer: all but the weights."""
-        return digest_of({name: entry for name, entry in self.source["files"].items() if "safetensors" not in name})
+        """Of all that may shape the tokenizer: the files but for the weights, and the code that reads them."""
+        files = digest_of({name: entry for name, entry in self.source["files"].items() if "safetensors" not in name})
+        return short_hash("\n".join([files, transformers.__version__, inspect.getsource(tokenizer)]), 64)
 
 
 @dataclass
@@ -73,7 +88,8 @@ class BaseCache:
         peft = config.peft
         key = repr((config.model, peft.base_precision, peft.double_quantization, peft.compute_dtype, dequantized))
         if self._base is None or self._key != key:
-            self._base = None  # free the old one first
+            self._base = None  # free the old one first, and the trainers that refer to it in circles
+            gc.collect()
             self._base, self._key = load_base(config, dequantized=dequantized), key
             self.loads += 1
         return self._base

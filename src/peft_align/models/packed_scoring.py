@@ -11,6 +11,7 @@ from peft_align.models.packed_attention import Unsupported, packed
 from peft_align.models.packing import Row, Sample, pack
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}  # relative; of other precisions COARSE
+ATTENTION_DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # of configs of transformers
 COARSE = 5e-2  # what rounding to bf16 may do to a few rare tokens
 
 
@@ -66,6 +67,9 @@ def why_not_packed(model: Any, longest: int) -> str | None:
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     if window and longest > window:
         return f"it attends to the last {window} tokens only, and there are texts of {longest}"
+    dropout = next((name for name in ATTENTION_DROPOUT if getattr(config, name, 0)), None)
+    if dropout:
+        return f"it has {dropout}"
     if any(p.requires_grad for p in model.get_output_embeddings().parameters()):
         return "its head is trained"
     was_training, device = model.training, next(model.parameters()).device

@@ -157,10 +157,11 @@ class RunDir:
         return count
 
     def reached(self) -> list[int]:
-        """How far it is, so that it would not begin there again: records, the saved step of training, texts."""
+        """How far it is, so that it would not begin there again: records, the saved step of training, texts, values."""
         records = [self.path / "train.json", self.path / "merge.json", *self.path.glob("evaluations/**/record.json")]
         state, progress = read_json(self.path / "state" / "record.json") or {}, self.progress() or {}
-        texts = int(progress.get("step") or 0) if progress.get("stage") in ("evaluate", "judge") else 0
+        counted = ("evaluate", "judge", "reference")
+        texts = int(progress.get("step") or 0) if progress.get("stage") in counted else 0
         return [sum(map(Path.is_file, records)), int(state.get("step") or 0), texts]
 
     def clear_state(self) -> None:

@@ -7,6 +7,7 @@ samples of like length together, so that no batch changes with the cut.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -95,7 +96,7 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         """
         raise NotImplementedError
 
-    def choose(self, before: Mapping[str, Any]) -> None:
+    def choose(self, before: Mapping[str, Any], attention: str | None = None) -> None:
         """Decide how rows attend, how many tokens they have, and whether activations are recomputed in backward.
 
         What was not asked for comes from a measurement: no recomputing where the longest sample fits without, as it
@@ -103,8 +104,12 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
 
         Args:
             before: what an interrupted run had come to; empty if there is none.
+            attention: what a run on the same base came to, which holds for `auto` too; None: there was none.
         """
+        gc.collect()  # earlier trainers refer to themselves in circles, and what they hold would be counted
         budget, checkpointing = self.asked
+        if self.attention == "auto" and attention is not None:
+            self.attention = attention
         if before:
             self.budget = min(before["micro_batch_tokens"], budget or before["micro_batch_tokens"])
             self._checkpoint(before["gradient_checkpointing"] or bool(checkpointing))
@@ -178,7 +183,7 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
     def _checkpoint(self, on: bool) -> None:
         self.checkpointing, base = on, self.base(self.model)
         if on:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(base)
         else:
             base.gradient_checkpointing_disable()
 
@@ -285,6 +290,16 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
             means = {name: sum(each[name] for each in everywhere) / len(everywhere) for name in self.told}
             logs = {**logs, **means}
         super().log(logs, *args, **kwargs)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Have a transformers model recompute its activations in backward, without its hook on the embeddings.
+
+    That one makes inputs require gradients, which reentrant checkpointing needs; it piles up with every call.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    if hasattr(model, "_require_grads_hook"):
+        model.disable_input_require_grads()
 
 
 def _numbered(rows: list[int]) -> dict[str, torch.Tensor]:

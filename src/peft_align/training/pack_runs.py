@@ -25,7 +25,7 @@ from peft_align.models.loading import Base, with_own_modules
 from peft_align.models.packed_attention import packed
 from peft_align.models.packed_scoring import token_scores
 from peft_align.models.packing import join, micro_batches, pack
-from peft_align.training.engine import PackedTrainer
+from peft_align.training.engine import PackedTrainer, checkpoint_activations
 from peft_align.training.memory import out_of_memory
 from peft_align.training.randomness import Randomness
 from peft_align.training.turns import Turn
@@ -138,6 +138,9 @@ class Pack:
             if self.base is not None:
                 self.base.model.gradient_checkpointing_disable()
                 self.base.model.eval()
+            self.base = None
+            for member in self.members:
+                member.handed = None  # its trainer, with all that it holds
         for member in self.members:
             if member.error is not None:
                 raise member.error
@@ -156,6 +159,11 @@ class Pack:
             started = time.time()
             try:
                 losses = self._forward_backward(members, batches)
+                if not all(bool(loss.isfinite()) for loss in losses):  # whose, each finds out by itself
+                    for member, batch, state in zip(members, batches, before, strict=True):
+                        batch.trainer.model.zero_grad()
+                        member.randomness.torch = state
+                    return alone
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -186,8 +194,8 @@ class Pack:
         model, first = self.base.model, batches[0].trainer
         device, losses = first.args.device, [torch.zeros((), device=first.args.device) for _ in batches]
         model.train()
-        if any(batch.trainer.checkpointing for batch in batches):
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if any(batch.trainer.checkpointing for batch in batches) and not model.is_activation_checkpointing:
+            checkpoint_activations(model)
         for batch in batches:
             batch.trainer.told = {}
         ways = {batch.trainer.attention for batch in batches}

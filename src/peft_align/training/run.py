@@ -126,11 +126,17 @@ def train(
         recorder.trainer = trainer
         if isinstance(trainer, PackedTrainer):
             trainer.together = member.step if member else None
-            trainer.choose(resumed[1]["memory"] if resumed else {})
-            prepared = trainer.prepare(
-                References(directory.root, reference_key(config, inputs, trainer.attention)),
-                lambda done: directory.report_progress(stage="reference", step=done, of=len(rows)),
-            )
+            trainer.choose(resumed[1]["memory"] if resumed else {}, base.shared.attention.get("training"))
+            if config.train.attention == "auto":
+                base.shared.attention["training"] = trainer.attention
+            values = References(directory.root, reference_key(config, inputs, trainer.attention))
+
+            def tick(done: int) -> None:
+                directory.report_progress(stage="reference", step=done, of=len(rows))
+                if processes.count() == 1 and should_stop():  # several would have to agree, and are not at one place
+                    raise Interrupted("the reference's values so far are kept")
+
+            prepared = trainer.prepare(values, tick)
         if resumed:
             recorder.restore(resumed[1])
             processes.say(f"going on from step {resumed[1]['step']}")
@@ -145,6 +151,7 @@ def train(
         return {}
     shutil.rmtree(directory.attempt / "scratch", ignore_errors=True)
     last = config.train.max_steps
+    shutil.rmtree(directory.attempt / "adapter", ignore_errors=True)  # a kill may have left one without a record
     link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
     record = {
         "format": FORMAT,
@@ -215,20 +222,22 @@ def training_rows(config: Config, base: Base, root: Path | None = None) -> tuple
         InputError: the data cannot be read.
     """
     asked = repr((config.dataset, config.preference, config.hub.mirror))
-    if base.split is None or base.split[0] != asked:
-        base.split = asked, load_split(config.dataset, config.preference, "train", config.hub.mirror)
-    split = base.split[1]
+    shared = base.shared
+    if shared.split is None or shared.split[0] != asked:
+        shared.split = asked, load_split(config.dataset, config.preference, "train", config.hub.mirror)
+        shared.tokenized.clear()  # or a worker would keep the texts of all data that it ever saw
+    split = shared.split[1]
     wanted = config.train.max_steps * config.train.batch_size
     order = sample_order(len(split.pairs), wanted, config.seed)
     used = sorted(set(order))
     pairs, template = [split.pairs[i] for i in used], config.model.template
-    new = [pair for pair in pairs if (template, pair) not in base.tokenized]
+    new = [pair for pair in pairs if (template, pair) not in shared.tokenized]
     kept = Encodings(root, encoding_key(split.source["digest"], template, base.tokenizer_digest)) if root else None
     there = kept.of(new) if kept and new else {}
-    base.tokenized |= {(template, pair): ids for pair, ids in there.items()}
-    tokenized, truncation = tokenize(pairs, base.tokenizer, template, config.train.max_length, base.tokenized)
+    shared.tokenized |= {(template, pair): ids for pair, ids in there.items()}
+    tokenized, truncation = tokenize(pairs, base.tokenizer, template, config.train.max_length, shared.tokenized)
     if kept and len(there) < len(new):
-        kept.add({pair: base.tokenized[template, pair] for pair in new if pair not in there})
+        kept.add({pair: shared.tokenized[template, pair] for pair in new if pair not in there})
     by_index = dict(zip(used, tokenized, strict=True))
     return [by_index[i] for i in order], {
         "source": split.source,
