@@ -117,11 +117,12 @@ def evaluate(
         InputError: the task's data is neither in the mirror nor reachable.
     """
     import lm_eval
+    from lm_eval.api.model import LM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     evaluation = scoring.evaluation
     wrapped = model
-    if not isinstance(model, lm_eval.api.model.LM):
+    if not isinstance(model, LM):
         wrapped = counting_model(model, base, evaluation.batch_size, evaluation.batch_tokens, tick)
     set_seeds()
     try:
