@@ -81,6 +81,8 @@ def write_down(name: str, result: dict[str, Any], table: str) -> None:
     """Keep a result as JSON, and its table in docs/performance.md between the marks of its name."""
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     result = {"command": command, "machine": machine(), **result}
+    if "mirror" in (settings := result.get("settings", {})):
+        result["settings"] = settings | {"mirror": os.path.relpath(settings["mirror"], ROOT)}  # not this machine's
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = PAGE.read_text(encoding="utf-8")
