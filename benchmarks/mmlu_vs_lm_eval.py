@@ -10,14 +10,11 @@ are built before, by the code of a sweep for both. The table goes into docs/perf
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
 
-from side_by_side import ROOT, in_turn, median_range, same_environment, write_down
+from side_by_side import ROOT, in_turn, measured, median_range, same_environment, tell, write_down
 
 # The first of each of lm-eval's groups of subjects, and the longest prompts (european history).
 SUBJECTS = (
@@ -25,7 +22,6 @@ SUBJECTS = (
     *("human_aging", "marketing", "moral_scenarios", "professional_law"),
 )
 BATCH_SIZES = (1, 4, 8, 16)
-MARK = "measured: "
 OURS = "shared prefixes"
 CHOICES = 4  # of each question
 
@@ -59,12 +55,7 @@ def main() -> int:
         return 0
 
     def measure(variant: str, at: int) -> dict[str, Any]:
-        command = [sys.executable, *sys.argv, "--variant", variant]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise SystemExit(f"{variant} ended with {done.returncode}")
-        (line,) = (line for line in done.stdout.splitlines() if line.startswith(MARK))
-        found[variant] = json.loads(line[len(MARK) :])
+        (found[variant],) = measured("--variant", variant)
         return {"seconds": found[variant]["seconds"]}
 
     found: dict[str, dict[str, Any]] = {}
@@ -124,7 +115,7 @@ def score(given: argparse.Namespace) -> None:
     answers = model.loglikelihood(requests)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    print(MARK + json.dumps({"seconds": time.perf_counter() - started, "answers": [a for a, _ in answers]}))
+    tell({"seconds": time.perf_counter() - started, "answers": [a for a, _ in answers]})
 
 
 def table(seconds: dict[str, list[float]], best: str) -> list[str]:

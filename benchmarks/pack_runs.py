@@ -10,19 +10,15 @@ on a machine that others use it says more. The table goes into docs/performance.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from side_by_side import ROOT, in_turn, same_environment, write_down
+from side_by_side import ROOT, in_turn, measured, same_environment, tell, write_down
 
-MARK = "measured: "
 Measured = dict[str, list[float]]  # batch -> seconds and CPU seconds of a step
 
 
@@ -51,13 +47,12 @@ def main() -> int:
     given = arguments()
     same_environment()
     if given.side:
-        print(MARK + json.dumps(steps_of_each_batch(given)), flush=True)
+        tell(steps_of_each_batch(given))
         return 0
 
     def measure(side: str, at: int) -> Measured:
-        command = [sys.executable, *sys.argv, "--side", side]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
-        return next(json.loads(line[len(MARK) :]) for line in done.stdout.splitlines() if line.startswith(MARK))
+        (told,) = measured("--side", side)
+        return dict(told)
 
     found = {
         method: in_turn([f"{method} alone", f"{method} packed"], given.rounds, measure) for method in given.methods

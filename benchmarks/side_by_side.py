@@ -6,16 +6,20 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "performance.md"
+MARK = "measured: "  # before a line of JSON
 RESULTS = Path(__file__).parent / "results"
 # Page faults are dear on many machines: memory that was freed is kept, in huge pages. Read when a process starts.
 ENVIRONMENT = {
@@ -41,6 +45,66 @@ def in_turn(variants: Sequence[str], rounds: int, measure: Callable[[str, int], 
             found[variant].append(measure(variant, at))
             print(f"round {at + 1} of {rounds}, {variant}: {found[variant][-1]}", file=sys.stderr, flush=True)
     return found
+
+
+def measured(*words: str, may_be_killed: bool = False) -> list[Any]:
+    """What this program tells by `tell` when it is started once more, with more words, in a process of its own.
+
+    Args:
+        words: behind those of the command line.
+        may_be_killed: for memory; then what it told before counts.
+    """
+    done = subprocess.run([sys.executable, *sys.argv, *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode not in ((0, -signal.SIGKILL) if may_be_killed else (0,)):
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}")
+    return [json.loads(line[len(MARK) :]) for line in done.stdout.splitlines() if line.startswith(MARK)]
+
+
+def tell(value: Any) -> None:
+    """Print a value for `measured`."""
+    print(MARK + json.dumps(value), flush=True)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run that is ready to be trained.
+
+    Attributes:
+        run: its configuration.
+        base: loaded, with the adapter on it.
+        rows: tokenized, of all steps.
+        model: the base with a fresh adapter.
+        weights: frozen ones of the linear layers, without the head.
+        head: of the head.
+    """
+
+    run: Any
+    base: Any
+    rows: list[Any]
+    model: Any
+    weights: int
+    head: int
+
+
+def training_of(words: Sequence[str]) -> Training:
+    """The one training run that a command line asks for."""
+    import torch
+    from transformers import set_seed
+
+    from peft_align.config.command_line import parse
+    from peft_align.config.compose import ConfigSpace
+    from peft_align.grid.expand import build_sweep
+    from peft_align.models.adapters import new_adapter
+    from peft_align.models.loading import load_base
+    from peft_align.training.run import training_rows
+
+    (run,) = (run for run in build_sweep(ConfigSpace(), parse(words)).runs if run.kind == "train")
+    base = load_base(run.config)
+    rows, _ = training_rows(run.config, base)
+    linear = (m for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head")
+    weights, head = sum(m.weight.numel() for m in linear), base.model.get_output_embeddings().weight.numel()
+    set_seed(0)
+    return Training(run, base, rows, new_adapter(base, run.config.peft), weights, head)
 
 
 def median_range(values: Sequence[float]) -> str:

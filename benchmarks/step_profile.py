@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from side_by_side import ROOT, product_rate, same_environment, write_down
+from side_by_side import ROOT, product_rate, same_environment, training_of, write_down
 
 # What torch's profiler calls the autograd functions of models/, forward and backward.
 PARTS = {
@@ -65,17 +65,11 @@ def main() -> int:
 
 def profiled(given: argparse.Namespace) -> tuple[float, dict[str, float], int]:
     """Seconds of the second step, those of each part, and the operations of its products with frozen weights."""
-    import torch
     from torch.profiler import ProfilerActivity, profile
-    from transformers import TrainerCallback, set_seed
+    from transformers import TrainerCallback
 
-    from peft_align.config.command_line import parse
-    from peft_align.config.compose import ConfigSpace
-    from peft_align.grid.expand import build_sweep
-    from peft_align.models.adapters import new_adapter
-    from peft_align.models.loading import load_base
     from peft_align.store.references import References
-    from peft_align.training.run import METHODS, shared_arguments, training_rows
+    from peft_align.training.run import METHODS, shared_arguments
 
     words = [
         f"method={given.method}", f"model={given.model}", f"dataset={given.dataset}", "peft=lora",
@@ -83,13 +77,7 @@ def profiled(given: argparse.Namespace) -> tuple[float, dict[str, float], int]:
         "train.optimizer=adamw_torch", f"train.batch_size={given.batch}", f"train.micro_batch_tokens={given.tokens}",
         "train.max_steps=2", "train.engine=packed", "train.gradient_checkpointing=false",
     ]  # fmt: skip
-    (run,) = (run for run in build_sweep(ConfigSpace(), parse(words)).runs if run.kind == "train")
-    base = load_base(run.config)
-    rows, _ = training_rows(run.config, base)
-    linear = (m for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head")
-    weights, head = sum(m.weight.numel() for m in linear), base.model.get_output_embeddings().weight.numel()
-    set_seed(0)
-    model = new_adapter(base, run.config.peft)
+    made = training_of(words)
     profiler = profile(activities=[ProfilerActivity.CPU])
     took = [0.0, 0.0]
 
@@ -106,8 +94,8 @@ def profiled(given: argparse.Namespace) -> tuple[float, dict[str, float], int]:
 
     make: Callable[..., Any] = METHODS["packed", given.method]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = shared_arguments(run.config, Path(folder))
-        trainer = make(model, base.tokenizer, rows, run.config, arguments, [SecondStep()])
+        arguments = shared_arguments(made.run.config, Path(folder))
+        trainer = make(made.model, made.base.tokenizer, made.rows, made.run.config, arguments, [SecondStep()])
         trainer.choose({})  # how rows attend
         trainer.prepare(References(Path(folder), {}), lambda done: None)
         trainer.train()
@@ -115,7 +103,7 @@ def profiled(given: argparse.Namespace) -> tuple[float, dict[str, float], int]:
     parts = {part: sum(totals.get(name, 0.0) for name in names) for part, names in PARTS.items()}
     samples = trainer.samples[given.batch :]
     scored = sum(len(words) for sample in samples for words in sample.responses)
-    return took[1], parts, 4 * (weights * sum(map(len, samples)) + head * scored)
+    return took[1], parts, 4 * (made.weights * sum(map(len, samples)) + made.head * scored)
 
 
 if __name__ == "__main__":

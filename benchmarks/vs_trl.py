@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from side_by_side import ROOT, in_turn, median_range, product_rate, same_environment, write_down
+from side_by_side import (
+    ROOT,
+    in_turn,
+    measured,
+    median_range,
+    product_rate,
+    same_environment,
+    tell,
+    training_of,
+    write_down,
+)
 
 MICRO_BATCHES = (1, 4, 16)
-MARK = "measured: "
 Measured = dict[str, float]
 
 
@@ -49,11 +54,7 @@ def main(method: str) -> int:
 
     def measure(variant: str, at: int) -> list[Measured]:
         """The steps of a fresh process; fewer than asked for if it was killed for memory."""
-        command = [sys.executable, *sys.argv, "--variant", variant]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode not in (0, -signal.SIGKILL):
-            raise SystemExit(f"{variant} ended with {done.returncode}")
-        return [json.loads(line[len(MARK) :]) for line in done.stdout.splitlines() if line.startswith(MARK)]
+        return measured("--variant", variant, may_be_killed=True)
 
     stock = [f"trl {size}" for size in MICRO_BATCHES if size <= given.batch]
     found = in_turn(["packed", *stock], given.rounds, measure)
@@ -79,15 +80,10 @@ def main(method: str) -> int:
 def train_steps(method: str, given: argparse.Namespace) -> None:
     """Train the first steps of a run by one variant, and print each as a line of JSON behind MARK."""
     import torch
-    from transformers import TrainerCallback, set_seed
+    from transformers import TrainerCallback
 
-    from peft_align.config.command_line import parse
-    from peft_align.config.compose import ConfigSpace
-    from peft_align.grid.expand import build_sweep
-    from peft_align.models.adapters import new_adapter
-    from peft_align.models.loading import load_base
     from peft_align.store.references import References
-    from peft_align.training.run import METHODS, shared_arguments, training_rows
+    from peft_align.training.run import METHODS, shared_arguments
 
     engine, _, micro_batch = given.variant.partition(" ")
     words = [
@@ -97,13 +93,8 @@ def train_steps(method: str, given: argparse.Namespace) -> None:
         f"train.max_steps={given.steps}", f"train.micro_batch_size={micro_batch or 1}", f"train.engine={engine}",
         "train.gradient_checkpointing=false",
     ]  # fmt: skip
-    (run,) = (run for run in build_sweep(ConfigSpace(), parse(words)).runs if run.kind == "train")
-    base = load_base(run.config)
-    rows, _ = training_rows(run.config, base)
-    linear = (m for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head")
-    weights, head = sum(m.weight.numel() for m in linear), base.model.get_output_embeddings().weight.numel()
-    set_seed(0)
-    model = new_adapter(base, run.config.peft)
+    made = training_of(words)
+    config = made.run.config
     references, works = [0.0] * given.steps, [0] * given.steps
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -122,11 +113,11 @@ def train_steps(method: str, given: argparse.Namespace) -> None:
                 at = state.global_step - 1
                 step = {"seconds": self.seconds, "reference": references[at], "work": works[at]}
                 step |= {"loss": float(logs["loss"]), "gradient": float(logs["grad_norm"])}
-                print(MARK + json.dumps(step), flush=True)
+                tell(step)
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = METHODS[engine, method](
-            model, base.tokenizer, rows, run.config, shared_arguments(run.config, Path(folder)), [Clock()]
+            made.model, made.base.tokenizer, made.rows, config, shared_arguments(config, Path(folder)), [Clock()]
         )
         if engine == "packed":
             trainer.choose({})  # how rows attend
@@ -137,7 +128,7 @@ def train_steps(method: str, given: argparse.Namespace) -> None:
                 trainer.prepare(References(Path(folder), {}), lambda done: None)
                 references[at] = time.perf_counter() - started
                 scored = sum(len(words) for sample in trainer.samples for words in sample.responses)
-                works[at] = 4 * (weights * sum(map(len, trainer.samples)) + head * scored)
+                works[at] = 4 * (made.weights * sum(map(len, trainer.samples)) + made.head * scored)
             trainer.samples = samples
             trainer.prepare(References(Path(folder), {}), lambda done: None)
         trainer.train()

@@ -24,17 +24,8 @@ from peft_align.models.loading import Base, load_base
 from peft_align.store.runs import RunDir
 from peft_align.training.run import train
 
-MIRRORED = """
-import sys, datasets, os
-original = datasets.load_dataset
-mirror = sys.argv.pop(1)
-def load_dataset(path, name=None, **kwargs):
-    folder = os.path.join(mirror, path)
-    return original(folder if os.path.isdir(folder) else path, name, **kwargs)
-datasets.load_dataset = load_dataset
-from lm_eval.__main__ import cli_evaluate
-cli_evaluate()
-"""  # the command line itself, told where the data is
+# The command line itself, told where the data is.
+LM_EVAL = Path(__file__).parents[2] / "benchmarks" / "plain_study" / "lm_eval_offline.py"
 
 
 def ours(run: Run, root: Path, base: Base) -> dict[tuple[str, int], dict[str, Any]]:
@@ -62,7 +53,7 @@ def theirs(
     """The samples that `lm_eval run` logs."""
     peft = f",peft={adapter}" if adapter else ""
     command = [
-        sys.executable, "-c", MIRRORED, str(mirror), "run", "--model", "hf",
+        sys.executable, str(LM_EVAL), str(mirror), "run", "--model", "hf",
         "--model_args", f"pretrained={base.folder},dtype=float32{peft}", "--tasks", task, "--limit", str(limit),
         "--num_fewshot", str(shots), "--batch_size", "1", "--device", "cpu", "--log_samples",
         "--output_path", str(folder), "--include_path", str(OWN_TASKS),
