@@ -18,7 +18,7 @@ from peft_align.errors import InputError
 from peft_align.grid.expand import build_sweep
 from peft_align.grid.planner import Item, Judgement, Planner, Request, adapter_digest
 from peft_align.grid.runs import Run, Sweep
-from peft_align.store.records import Digests, digest_of, inventory, link_tree, write_json
+from peft_align.store.records import Digests, digest_of, inventory, link_tree, sha256, write_json
 from peft_align.store.runs import FORMAT, RunDir, step_name
 
 
@@ -109,7 +109,7 @@ def finish_training(
         "run": run.id,
         "stage": "train",
         "checkpoints": saved,
-        "metrics": {metrics.name: {"size": metrics.stat().st_size}},
+        "metrics": {metrics.name: {"size": metrics.stat().st_size, "sha256": sha256(metrics)}},
         "parents": {parent: adapter_digest(RunDir(root, parent).train_record()) for parent in run.parents},
         "inputs": dict(inputs or {}),
         **more,

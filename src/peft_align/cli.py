@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 from peft_align.config.command_line import CommandLine, parse
 from peft_align.config.compose import ConfigSpace
-from peft_align.errors import Fault, InputError
+from peft_align.errors import Fault, InputError, disk_fault
 from peft_align.grid.expand import build_sweep
 from peft_align.grid.external import with_adapters
 from peft_align.grid.planner import Item, Planner, conditions, judge_identity
@@ -113,9 +114,15 @@ def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is missing", file=sys.stderr)
         return INTERRUPTED
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        print(f"peft_align: {error.filename}: {error.strerror}; nothing can be kept there", file=sys.stderr)
-        return BAD_INPUT
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        print(f"peft_align: {error.filename}: {error.strerror}; nothing can be kept there", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        told = disk_fault(error)
+        if told is None:
+            raise
+        print(f"peft_align: {told}\nwhat is finished is kept; the same command goes on with the rest", file=sys.stderr)
+        return BAD_INPUT if error.errno == errno.EROFS else FAILED

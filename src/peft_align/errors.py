@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,6 +31,22 @@ class InputError(Exception):
         """The message for people: a count and one line a fault."""
         head = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
         return "\n".join([f"peft_align: {head} in the input; nothing was started.", *(f"  - {f}" for f in self.faults)])
+
+
+# What a disk says when it takes nothing more, and what that means to people.
+DISK_FAULTS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EIO: "the disk does not answer as it should",
+}
+
+
+def disk_fault(error: OSError) -> str | None:
+    """One line about an error that is the disk's and not the program's; None if it is another."""
+    if error.errno not in DISK_FAULTS:
+        return None
+    return f"{DISK_FAULTS[error.errno]}: {error.filename or 'while writing'}: {error.strerror}"
 
 
 def suggest(word: str, allowed: Iterable[str]) -> str:

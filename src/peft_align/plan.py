@@ -1,6 +1,6 @@
 """Show what a sweep is: its runs by axis, what is done, what is to do and why, what it will take. Starts nothing.
 
-usage: python -m peft_align.plan [+grid=NAME] [key=value ...] [--json] [--cfg] [--config-dir DIR]
+usage: python -m peft_align.plan [+grid=NAME] [key=value ...] [--json] [--verify] [--cfg] [--config-dir DIR]
 
 examples:
   python -m peft_align.plan +grid=full
@@ -8,6 +8,8 @@ examples:
   python -m peft_align.plan +grid=quickstart method=dpo --cfg
 
 flags:
+  --verify          read all that the runs have, and say what is not what its record says: the next sweep makes it again
+                    (exit code 1 if there is any)
   --json            one JSON object: runs, kinds, parents, axes, done, to_do, training_kinds, disk_bytes, run_list, ...
   --cfg             print the fully resolved config of the first run, and stop
   --config-dir DIR  take options from your own folder too (may be repeated)
@@ -19,12 +21,13 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from peft_align.cli import Asked, ask, resolved, run_verb
+from peft_align.cli import FAILED, Asked, ask, resolved, run_verb
 from peft_align.config.benchmarks import Generated
 from peft_align.config.launchers import Slurm
 from peft_align.config.schema import Dataset, Model
@@ -32,6 +35,10 @@ from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, hu
 from peft_align.grid.kinds import kinds_of, lines
 from peft_align.grid.needs import not_here, unready
 from peft_align.grid.planner import Item
+from peft_align.grid.serialize import write_identity
+from peft_align.store.damage import Damage, find_damage, records_of
+from peft_align.store.records import read_json
+from peft_align.store.runs import RunDir
 
 KINDS = ("train", "merge", "baseline")
 SHOWN_REASONS = 12
@@ -39,17 +46,33 @@ SHOWN_KINDS = 8
 
 
 def verb(argv: list[str]) -> int:
-    asked = ask(argv, ["--json", "--cfg"])
+    asked = ask(argv, ["--json", "--verify", "--cfg"])
     if "--cfg" in asked.line.flags:
         print(resolved(asked.sweep), end="")
         return 0
+    damages = verified(asked) if "--verify" in asked.line.flags else []
     items = asked.plan()
     content = describe(asked, items)
+    if "--verify" in asked.line.flags:
+        content["damaged"] = [asdict(damage) for damage in damages]
     if "--json" in asked.line.flags:
         print(json.dumps(content, indent=1, default=str))
     else:
         show(content, items, grid=bool(asked.line.grids), on_slurm=isinstance(asked.sweep.config.launcher, Slurm))
-    return 0
+    return FAILED if damages else 0
+
+
+def verified(asked: Asked) -> list[Damage]:
+    """Read everything that the sweep's runs have; a description of a run that is damaged is written again."""
+    found: list[Damage] = []
+    for run in asked.sweep.runs:
+        directory = RunDir(asked.root, run.id)
+        found += find_damage(directory)
+        described = directory.path / "run.json"
+        if (described.is_file() or records_of(directory)) and read_json(described) is None:
+            write_identity(run, directory)
+            found.append(Damage(run.id, f"{described} is damaged or missing: written again"))
+    return found
 
 
 def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
@@ -143,6 +166,11 @@ def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool, on_slurm
         console.print(f"excluded: {excluded['cells']} cells: {excluded['reason']}", markup=False)
     for note in content["overrides"] if grid else ():
         console.print(f"override: {note}", markup=False)
+    if "damaged" in content:
+        console.print(f"read and compared with the records: {len(content['damaged'])} damaged")
+    for damage in content.get("damaged", ()):
+        left = f" ({damage['left']})" if damage["left"] else ""
+        console.print(f"  damaged: {damage['what']}{left}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"done: {content['done']}, to do: {content['to_do']}")
     reasons = Counter(item.why for item in items if not item.done)
     for reason, n in reasons.most_common(SHOWN_REASONS):

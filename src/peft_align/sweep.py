@@ -47,6 +47,13 @@ def verb(argv: list[str]) -> int:
     if "cell" in asked.line.own:
         return do_cell(asked, asked.line.own["cell"])
     items = asked.plan()
+    for item in items:  # whose process was killed when all was done but for its tidying up
+        directory = RunDir(asked.root, item.run.id)
+        if item.done and (directory.progress() or directory.failure()):
+            with directory.lock() as mine:
+                if mine:
+                    directory.remove_leftovers(is_trained=True)
+                    directory.clear_state()
     todo = sum(not item.done for item in items)
     headline = f"{asked.sweep.name}: {len(items)} runs, {len(items) - todo} done, {todo} to do ({asked.folder})"
     return carry_out(asked, asked.plan, STAGES, headline)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flips import flipped
 from sweeping import expand, trained
 
 from peft_align.data import tokenization
@@ -50,6 +51,14 @@ def test_what_is_damaged_or_of_another_key_is_made_again(tmp_path: Path) -> None
         assert kept.of([pair(1)]) == {}
     kept.add(encoded(range(2)))
     assert kept.of(map(pair, range(5))) == encoded(range(2))
+
+
+def test_no_bit_can_be_another_without_it_being_found(tmp_path: Path) -> None:
+    kept = Encodings(tmp_path, KEY)
+    kept.add(encoded(range(2)))
+    wanted = encoded(range(2))
+    for place in flipped(kept.path, every=13):
+        assert kept.of(map(pair, range(2))) in ({}, wanted), place
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from sweeping import expand, finish_evaluation, finish_judgement, finish_trainin
 
 from peft_align.grid.planner import Planner, order
 from peft_align.launch.local import Job, LocalLauncher, _startable, visible_gpus
+from peft_align.launch.process import DISK
 from peft_align.store.records import read_json
 from peft_align.store.runs import RunDir
 from peft_align.store.sweeps import write_manifest
@@ -137,6 +139,45 @@ def test_visible_gpus_are_those_of_the_environment(monkeypatch: pytest.MonkeyPat
     assert visible_gpus() == ["2", "GPU-abc"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == []
+
+
+def buried(root: Path, code: int, *words: str) -> tuple[LocalLauncher, Job, Callable[[], list[Job]]]:
+    """A launcher, a job of its whose worker ended with a code, and what burying it returns."""
+    launcher = launcher_of(root, *words)
+    (job, *_) = launcher._jobs(launcher.planner.plan(launcher.sweep.runs), 1)
+    ended = subprocess.Popen([sys.executable, "-c", f"import os, signal; os._exit({code})"])
+    ended.wait()
+    job.process, job.log = ended, root / "job.log"
+    return launcher, job, lambda: launcher._bury(job)
+
+
+def test_a_worker_whose_disk_takes_nothing_ends_the_sweep_with_the_disks_reason(
+    own_cache: None, tmp_path: Path
+) -> None:
+    _, job, bury = buried(tmp_path, DISK + errno.ENOSPC, *SMALL)
+    with pytest.raises(OSError, match="No space left") as caught:
+        bury()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+    assert [RunDir(tmp_path, item.run.id).failure() for item in job.items] == [None, None]
+
+
+def test_a_worker_that_never_came_to_a_run_fails_them_all(own_cache: None, tmp_path: Path) -> None:
+    _, job, bury = buried(tmp_path, 1, *SMALL)
+    assert bury() == []
+    failures = [RunDir(tmp_path, item.run.id).failure() or {} for item in job.items]
+    assert [failure["reason"] for failure in failures] == ["the worker died: exit code 1"] * 2
+
+
+def test_a_run_that_another_sweep_took_over_from_a_dead_worker_is_left_to_it(own_cache: None, tmp_path: Path) -> None:
+    _, job, bury = buried(tmp_path, 1, *SMALL)
+    first = RunDir(tmp_path, job.items[0].run.id)
+    with first.lock() as mine:
+        assert mine
+        first.report_progress(stage="train", step=1)
+        (again,) = bury()
+        assert first.progress() is not None
+    assert [item.run.id for item in again.items] == [item.run.id for item in job.items]
+    assert [RunDir(tmp_path, item.run.id).failure() for item in job.items] == [None, None]
 
 
 # --- judges, planned without starting anything

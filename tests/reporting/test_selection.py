@@ -325,3 +325,21 @@ def test_a_setting_that_one_method_lacks_is_not_selected_for_it(tmp_path: Path) 
     path = tmp_path / "best.yaml"
     write_selection(path, select(sweep, plan(sweep, tmp_path), tmp_path, ["method"]), [])
     assert [set(when.settings) for when in load_selection(shipped(), path)] == [{"peft.r"}, {"peft.r", "method.beta"}]
+
+
+def test_a_file_with_a_changed_byte_is_refused_and_one_that_was_edited_is_not(tmp_path: Path) -> None:
+    path = written(tmp_path, tmp_path / "best.yaml")
+    whole = path.read_bytes()
+    at = whole.index(b"peft.r: ") + len(b"peft.r: ")
+    damaged = bytearray(whole)
+    damaged[at] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(InputError) as caught:
+        load_selection(shipped(), path)
+    (fault,) = caught.value.faults
+    assert fault.what == "is not as it was written"
+    assert "delete its last line" in fault.remedy
+    path.write_bytes(b"\n".join(bytes(damaged).splitlines()[:-1]) + b"\n")
+    assert load_selection(shipped(), path) != ()
+    path.write_bytes(whole)
+    assert load_selection(shipped(), path) != ()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flips import flipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +44,7 @@ def test_entries_are_in_the_file_when_append_returns(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal", HEAD)
     for i in range(3):
         journal.append([{"id": i}])
-        assert [json.loads(line) for line in (tmp_path / "journal").read_bytes().splitlines()[1:]] == journal.entries
+        assert read_entries(tmp_path / "journal", HEAD) == journal.entries == [{"id": n} for n in range(i + 1)]
 
 
 @pytest.mark.parametrize("lost", range(1, 12))
@@ -68,7 +69,25 @@ def test_nothing_is_taken_from_behind_a_damaged_line(tmp_path: Path) -> None:
     lines[2] = b"\x00" * 12  # as a file system may leave it when the power fails
     path.write_bytes(b"\n".join(lines))
     assert Journal(path, HEAD).entries == [{"id": "a"}]
-    assert [json.loads(line) for line in path.read_bytes().splitlines()[1:]] == [{"id": "a"}]
+    assert path.read_bytes() == b"\n".join(lines[:2]) + b"\n"
+
+
+def test_no_bit_can_be_another_without_the_line_being_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    entries = [{"id": "a", "answer": "[[A]]"}, {"id": "b", "answer": "[[B]]"}, {"id": "c", "answer": None}]
+    filled(path, entries)
+    for place in flipped(path):
+        found = read_entries(path, HEAD)
+        assert all({"id": e.get("id"), "answer": e.get("answer")} in entries for e in found), place
+        whole = path.read_bytes()
+        assert Journal(path, HEAD).entries in (entries[:n] for n in range(4)), place
+        path.write_bytes(whole)
+
+
+def test_answers_of_before_lines_had_a_check_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_text(json.dumps({"head": HEAD}) + "\n" + json.dumps({"question": "a", "answer": "b"}) + "\n")
+    assert read_entries(path, HEAD) == [{"question": "a", "answer": "b"}]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"null\n", b'{"head"', b"\xff\xfe\n", b"[1]\n{}\n"])

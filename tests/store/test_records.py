@@ -9,18 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from flips import flipped
 
 from peft_align.store import records
 from peft_align.store.records import (
+    Damaged,
     Digests,
     atomic_write,
     cache_dir,
     complete,
+    damage_of,
     digest_of,
+    forget_damage,
     inventory,
     link_tree,
+    notice_of,
     read_json,
+    set_aside,
     sha256,
+    verify,
     write_json,
 )
 
@@ -90,6 +97,52 @@ def test_a_damaged_record_is_none(tmp_path: Path, content: bytes) -> None:
     assert read_json(path) is None
 
 
+def test_a_record_in_which_one_bit_is_another_is_none_or_has_its_content(tmp_path: Path) -> None:
+    path, content = tmp_path / "record.json", {"format": 1, "digest": "0a1b", "loss": [0.25, 1e-05], "text": "ü ” é"}
+    write_json(path, content)
+    for place in flipped(path):
+        found = read_json(path)
+        assert found is None or {key: found.get(key) for key in content} == content, place
+
+
+def test_a_record_that_was_written_without_a_seal_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    for content in ({"a": 1}, {}, {"b": {"seal": 1}}):
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        assert read_json(path) == content
+        write_json(path, content)
+        assert read_json(path) == content
+
+
+def test_a_record_that_was_set_aside_is_absent_and_says_why_until_it_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    assert damage_of(path) == ""
+    write_json(path, {"a": 1})
+    set_aside(path, "weights are damaged")
+    assert read_json(path) is None
+    assert damage_of(path) == "weights are damaged"
+    assert (read_json(notice_of(path)) or {})["record"] == {"a": 1}
+    forget_damage(path)
+    forget_damage(path)
+    assert (damage_of(path), list(tmp_path.iterdir())) == ("", [])
+    path.write_text("{", encoding="utf-8")
+    assert damage_of(path) == "train.json is damaged"
+
+
+@pytest.mark.parametrize("known", ["size", "sha256"])
+def test_a_product_is_verified_by_what_its_record_knows(tmp_path: Path, known: str) -> None:
+    entry = {"size": 3, **({"sha256": hashlib.sha256(b"123").hexdigest()} if known == "sha256" else {})}
+    (tmp_path / "file").write_bytes(b"123")
+    verify(tmp_path, {"file": entry})
+    for content in (b"1234", *([b"124"] if known == "sha256" else [])):
+        (tmp_path / "file").write_bytes(content)
+        with pytest.raises(Damaged, match="is damaged"):
+            verify(tmp_path, {"file": entry})
+    (tmp_path / "file").unlink()
+    with pytest.raises(Damaged, match="is missing"):
+        verify(tmp_path, {"file": entry})
+
+
 def test_an_absent_record_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert read_json(tmp_path / "nothing.json") is None
@@ -157,7 +210,7 @@ def test_digests_of_another_process_are_kept_and_a_damaged_memory_is_no_fault(tm
         digests.of(tmp_path / name)
     one.save()
     two.save()
-    assert {Path(name).name for name in json.loads(memory.read_text(encoding="utf-8"))} == {"a", "b"}
+    assert {Path(name).name for name in read_json(memory) or {}} == {"a", "b"}
     for damage in ("{", json.dumps({str((tmp_path / "a").resolve()): "what"})):
         memory.write_text(damage, encoding="utf-8")
         assert Digests(memory).of(tmp_path / "a") == sha256(tmp_path / "a")

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from flips import flipped
 
 from peft_align.store.references import References, sample_digest
 
@@ -38,6 +39,14 @@ def test_what_is_there_is_not_computed_again(tmp_path: Path) -> None:
     assert References(tmp_path, KEY).of(samples(0, 300), compute) == (values(samples(0, 300)), 300)
     assert References(tmp_path, KEY).of(samples(200, 400), compute) == (values(samples(200, 400)), 100)
     assert sorted(compute.asked) == list(range(400))
+
+
+def test_no_bit_can_be_another_without_it_being_found(tmp_path: Path) -> None:
+    References(tmp_path, KEY).of(samples(0, 1), Counted())
+    (path,) = (tmp_path / "reference").glob("*/*.json")
+    for place in flipped(path):
+        found = References(tmp_path, KEY)._read(path.stem)
+        assert found in ({}, values(samples(0, 1))), place
 
 
 def test_another_key_has_other_values(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from peft_align.store.records import Damaged, Digests, inventory, read_json, write_json
+from peft_align.store.records import Damaged, Digests, damage_of, inventory, read_json, write_json
 from peft_align.store.runs import FORMAT, PRODUCTS, RunDir, step_name
 
 STEPS = ("step-000002", "step-000004")
@@ -239,8 +239,9 @@ def test_a_product_is_checked_against_its_record_when_it_is_read(tmp_path: Path)
     with pytest.raises(Damaged):
         directory.product(2)
     assert directory.train_record() == record
-    directory.discard_record()
+    directory.discard_record("rotten")
     assert directory.train_record() is None
+    assert damage_of(directory.path / "train.json") == "rotten"
 
 
 def test_asking_whether_a_run_is_locked_makes_nothing(tmp_path: Path) -> None:
@@ -269,3 +270,31 @@ def test_paths_are_as_documented(tmp_path: Path) -> None:
     assert directory.evaluation("mmlu") == tmp_path / "runs/run/evaluations/mmlu"
     shutil.rmtree(tmp_path)
     assert read_json(directory.path / "train.json") is None
+
+
+def test_what_killed_processes_left_goes_and_what_is_to_be_gone_on_with_stays(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+    write(directory.path, "done")
+    for name in ("evaluations/a/record.json", "evaluations/a/unfinished.jsonl", "evaluations/b/unfinished.jsonl",
+                 "evaluations/a/.record.json.abcdefgh.tmp", ".progress.json.abcdefgh.tmp", "attempt/metrics.jsonl",
+                 "state/record.json", "state.new/record.json"):  # fmt: skip
+        (directory.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory.path / name).touch()
+
+    def left() -> set[str]:
+        files = {p.relative_to(directory.path).as_posix() for p in directory.path.rglob("*") if p.is_file()}
+        return files - products_of(directory)
+
+    directory.remove_leftovers(is_trained=False)
+    evaluated = {"evaluations/a/record.json", "evaluations/b/unfinished.jsonl"}
+    assert left() == {*evaluated, "attempt/metrics.jsonl", "state/record.json", "state.new/record.json"}
+    directory.remove_leftovers(is_trained=True)
+    assert left() == evaluated
+    assert products(directory) == {"done"}
+
+
+def products_of(directory: RunDir) -> set[str]:
+    """The files of the products in place, and the record."""
+    folders = ("adapter", *(f"checkpoints/{step}" for step in STEPS))
+    files = {f"{f}/{name}" for f in folders for name in ("adapter_model.safetensors", "adapter_config.json")}
+    return {*files, "metrics.jsonl", "train.json"}

@@ -47,7 +47,7 @@ class Judging:
         request, config = judgement.request, judgement.request.config
         label = f"judge {request.benchmark}" + (f" at step {request.step}" if request.step else "")
         directory.report_progress(stage=f"{label} by {judgement.option}")
-        started = time.time()
+        started = time.monotonic()
         evaluated = directory.evaluation_record(request.name)
         assert evaluated is not None
         samples = read_samples(directory.evaluation(request.name), evaluated)
@@ -72,7 +72,7 @@ class Judging:
             answers.details()  # what an attempt that failed before was told is not this judging's
             scores = GENERATED[config.kind].judge(config, samples, prompt, ask)
             scores.details = answers.details()
-        self._save(run, directory, judgement, scores, evaluated, time.time() - started)
+        self._save(run, directory, judgement, scores, evaluated, time.monotonic() - started)
 
     def _save(
         self,

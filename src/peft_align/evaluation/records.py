@@ -14,7 +14,7 @@ from peft_align.evaluation.scores import Scores
 from peft_align.grid.planner import Request
 from peft_align.grid.runs import Run
 from peft_align.models.provenance import provenance
-from peft_align.store.records import atomic_write, sha256, verify, write_json
+from peft_align.store.records import atomic_write, forget_damage, sha256, verify, write_json
 from peft_align.store.runs import FORMAT
 
 AS_JSON_ESCAPE = "backslashreplace"  # half a surrogate pair, which is no character, becomes \udXXX
@@ -54,6 +54,7 @@ def save(folder: Path, scores: Scores, content: Mapping[str, Any]) -> None:
     }
     found = {"metrics": [asdict(metric) for metric in scores.metrics], "details": scores.details, "files": files}
     write_json(folder / "record.json", {**content, **found})
+    forget_damage(folder / "record.json")
 
 
 def read_samples(folder: Path, record: Mapping[str, Any]) -> list[dict[str, Any]]:

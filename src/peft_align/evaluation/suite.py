@@ -25,9 +25,8 @@ from peft_align.models.adapters import loaded_adapter
 from peft_align.models.loading import Base
 from peft_align.models.merged import merged_model
 from peft_align.store.journal import Journal
-from peft_align.store.runs import RunDir
+from peft_align.store.runs import UNFINISHED, RunDir
 
-UNFINISHED = "unfinished.jsonl"  # texts of an evaluation that is under way
 Tick = Callable[[int, int], None]
 
 
@@ -65,18 +64,18 @@ class Suite:
         """One benchmark; what it returns is to be done on the bare base."""
         label = f"evaluate {request.benchmark}" + (f" at step {request.step}" if request.step else "")
         directory.report_progress(stage=label)
-        started = time.time()
+        started = time.monotonic()
         before: list[int] = []
 
         def tick(done: int, total: int) -> None:
             before.append(done) if not before else None  # what an earlier attempt had done tells nothing of the speed
-            fresh, spent = done - before[0], time.time() - started
+            fresh, spent = done - before[0], time.monotonic() - started
             eta = spent / fresh * (total - done) if fresh else None
             directory.report_progress(stage=label, step=done, of=total, eta=eta)
 
         def record(scores: Scores) -> None:
             folder = directory.evaluation(request.name)
-            content = record_of(run, request, time.time() - started) | {
+            content = record_of(run, request, time.monotonic() - started) | {
                 "stage": "evaluate",
                 "dataset": request.scoring.dataset_name if request.config.kind in PAIRED else None,
                 "preference": request.scoring.preference_name if request.config.kind in PAIRED else None,

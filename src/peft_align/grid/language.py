@@ -6,6 +6,7 @@ See docs/grids.md for the language. A key of a block is a group (`method: [sft, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from peft_align.errors import Fault, InputError, suggest
 GRID_KEYS = ("name", "blocks", "include", "baselines")
 BLOCK_KEYS = ("name", "kind", "axes", "inputs", "zip", "when", "exclude", "set")
 KINDS = ("train", "merge")
+SEAL = "# sha256 of the lines above, to be deleted by who edits them: "
 Selector = dict[str, Any]  # of one input of a merge: what tells its training run from the block's others
 
 
@@ -219,9 +221,18 @@ def _when(space: ConfigSpace, node: Any, at: str, addressable: Iterable[str], fa
     return When(where, axes, settings)
 
 
+def sealed(text: str) -> str:
+    """The text of a file that people may edit, with a last line by which a damaged byte is found."""
+    return f"{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
 def load_selection(space: ConfigSpace, path: Path) -> tuple[When, ...]:
     """The `when` list of a file that peft_align.select wrote. Raises InputError with every fault of it."""
     node = read_yaml(path)
+    text, seal, _ = path.read_text(encoding="utf-8").rpartition(SEAL)
+    if seal and path.read_text(encoding="utf-8") != sealed(text):
+        hint = "make it again with peft_align.select; if you edited it, delete its last line"
+        raise InputError([Fault(str(path), "is not as it was written", hint)])
     faults: list[Fault] = []
     _known(node, ("selected_by", "when", "table"), str(path), faults)
     addressable = [*validate.leaves(), *GROUPS]

@@ -14,6 +14,8 @@ from peft_align.config.validate import config_from_plain, convert
 from peft_align.errors import Fault, InputError
 from peft_align.grid.benchmarks import of_kind
 from peft_align.grid.runs import Run, Scoring
+from peft_align.store.records import write_json
+from peft_align.store.runs import RunDir
 
 NESTED: dict[str, type] = {"evaluation": Evaluation, "dataset": Dataset, "preference": Preference}
 
@@ -36,6 +38,12 @@ def config_of(run: Run) -> dict[str, Any]:
     if run.kind == "merge":
         own |= {"merge": config["merge"], "inputs": list(run.parents), "seed": run.config.seed}
     return own | {name: config[name] for name in ("evaluation", "judge", "launcher", "tracker", "root", "hub")}
+
+
+def write_identity(run: Run, directory: RunDir) -> None:
+    """Say in the run's folder what it is: run.json."""
+    identity = {"id": run.id, "kind": run.kind, "axes": run.axes, "parents": list(run.parents)}
+    write_json(directory.path / "run.json", {**identity, "config": config_of(run)})
 
 
 def run_from_plain(plain: Mapping[str, Any]) -> Run:

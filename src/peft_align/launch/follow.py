@@ -112,7 +112,7 @@ def follow(planner: Planner, items: Sequence[Item], folder: Path) -> list[State]
     An interruption ends the showing, not the jobs.
     """
     own = {job for submission in submissions(planner.root, folder.name) for job in submission.jobs}
-    console, begun, told, pause = Console(), time.time(), 0.0, SOON
+    console, begun, told, pause = Console(), time.monotonic(), 0.0, SOON
     states: list[State] = []
 
     def look() -> bool:
@@ -133,9 +133,9 @@ def follow(planner: Planner, items: Sequence[Item], folder: Path) -> list[State]
                     time.sleep(pause)
         else:
             while look():
-                if time.time() - told > PLAIN_INTERVAL:
+                if time.monotonic() - told > PLAIN_INTERVAL:
                     print(summary(Counter(state.state for state in states)), flush=True)
-                    told = time.time()
+                    told = time.monotonic()
                 time.sleep(pause)
     except KeyboardInterrupt:
         print("the jobs go on; python -m peft_align.cancel ends them", flush=True)

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,12 @@ from peft_align.config.identity import Precision, evaluated_on, on_base
 from peft_align.grid.needs import processes
 from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import STAGES, Run
-from peft_align.grid.serialize import config_of, run_from_plain, run_to_plain
+from peft_align.grid.serialize import run_from_plain, run_to_plain, write_identity
 from peft_align.launch import queue
 from peft_align.launch.outcome import Blocked, kind_of, note_end_of_earlier, reason
 from peft_align.launch.packs import companions
-from peft_align.launch.process import Stopped, asked_to_stop, die_with_parent, output_to
-from peft_align.store.records import Damaged, read_json, verify, write_json
+from peft_align.launch.process import Stopped, asked_to_stop, code_of_disk, die_with_parent, output_to
+from peft_align.store.records import Damaged, read_json, set_aside, verify, write_json
 from peft_align.store.runs import RunDir, this_task
 
 if TYPE_CHECKING:
@@ -158,8 +158,8 @@ class Worker:
                     return self._is_not_blocked(item, directory)
                 if self.stages != ("judge",):  # what failed before is none of a judge's business
                     directory.clear_state()
-                identity = {"id": run.id, "kind": run.kind, "axes": run.axes, "parents": list(run.parents)}
-                write_json(directory.path / "run.json", {**identity, "config": config_of(run)})
+                directory.remove_leftovers(is_trained=item.to_make is None)
+                write_identity(run, directory)
                 directory.report_progress(stage="load", step=0, of=0)
                 if make or run.kind == "merge":
                     stage = run.kind
@@ -180,14 +180,15 @@ class Worker:
                 directory.fail(stage, *stop.told)
                 raise
             except Exception as error:  # one failed run never stops the others
-                traceback.print_exc()
+                with suppress(OSError):  # on a full disk
+                    traceback.print_exc()
                 if not isinstance(error, Blocked):
                     self._bases = None  # it may not be as it was
                 if isinstance(error, Damaged) and stage == "evaluate" and run.kind == "train":
-                    directory.discard_record()
+                    directory.discard_record(str(error))
                 if isinstance(error, Damaged) and stage == "judge" and item:
                     self._discard_damaged_texts(directory, item)
-                directory.fail(stage, reason(error), kind_of(error), log=str(directory.log))
+                directory.fail(stage, reason(error, directory.path), kind_of(error), log=str(directory.log))
                 return False
             finally:
                 (directory.path / "progress.json").unlink(missing_ok=True)
@@ -225,9 +226,9 @@ class Worker:
             with parent.lock() as mine:
                 try:
                     parent.product()
-                except Damaged:
+                except Damaged as damage:
                     if mine:
-                        parent.discard_record()
+                        parent.discard_record(str(damage))
                     raise
 
     def _make(self, run: Run, directory: RunDir, member: Member | None) -> None:
@@ -291,8 +292,8 @@ class Worker:
             record = directory.evaluation_record(request)
             try:
                 verify(directory.evaluation(request), record["files"] if record else {})
-            except Damaged:
-                (directory.evaluation(request) / "record.json").unlink(missing_ok=True)
+            except Damaged as damage:
+                set_aside(directory.evaluation(request) / "record.json", str(damage))
 
     def _base(self, run: Run, base: Precision | None = None) -> Any:
         from peft_align.models.loading import BaseCache
@@ -365,6 +366,8 @@ def main(argv: list[str]) -> int:
     worker = Worker(Path(job["root"]), job["sweep"], tuple(job["stages"]), judges, log)
     try:
         return 0 if worker.work([run_from_plain(plain) for plain in runs], logged=True) else SOME_FAILED
+    except OSError as error:
+        return code_of_disk(error)
     except Stopped as stop:
         task = this_task()
         if task and stop.signal == signal.SIGUSR1:

@@ -19,11 +19,13 @@ from rich.console import Console
 from rich.live import Live
 
 from peft_align.config.launchers import Local
+from peft_align.errors import DISK_FAULTS
 from peft_align.grid.needs import processes
 from peft_align.grid.planner import Item, Planner, order, remade
 from peft_align.grid.runs import STAGES, Sweep
 from peft_align.launch.job import SOME_FAILED, content
 from peft_align.launch.outcome import note_end_of_earlier
+from peft_align.launch.process import DISK
 from peft_align.launch.watch import State, line, observe, summary, table
 from peft_align.store.records import write_json
 from peft_align.store.runs import RunDir
@@ -85,16 +87,18 @@ class LocalLauncher:
         self._again = {item.run.id for item in todo if item.done}
         for item in todo:  # an earlier failure is tried again
             directory = RunDir(self.planner.root, item.run.id)
-            if not directory.is_locked():
-                note_end_of_earlier(directory)
-                directory.clear_state()
+            if (directory.progress() or directory.failure()) and not directory.is_locked():
+                with directory.lock() as mine:  # another sweep may have come to it just now
+                    if mine:
+                        note_end_of_earlier(directory)
+                        directory.clear_state()
         gpus = visible_gpus()
         self._together = max((processes(item.run) for item in todo if item.run.kind == "train"), default=1)
         workers = self._config.workers or max(1, len(gpus) // self._together)
         waiting = self._jobs(todo, workers)
         slots = list(range(workers))
         active: list[Job] = []
-        begun, ticks = time.time(), 0
+        begun, ticks = time.monotonic(), 0
         self._states = self._observe(items, None)
         with self._display(begun) as show, stopping(active):
             while waiting or active or any(self._held(item) for item in todo):
@@ -191,26 +195,41 @@ class LocalLauncher:
             )
 
     def _bury(self, job: Job) -> list[Job]:
-        """If a worker died in the middle, record it for the run it was at; the runs after it get a new worker."""
+        """If a worker died in the middle, record it for the run it was at; the runs after it get a new worker.
+
+        Raises:
+            OSError: the worker could keep nothing, and neither could another one.
+        """
         assert job.process is not None
         code = job.process.returncode
         if code in (0, SOME_FAILED):
             return []
+        if code - DISK in DISK_FAULTS:
+            raise OSError(code - DISK, os.strerror(code - DISK), str(self.planner.root))
         died = (
             f"the worker died: signal {signal.Signals(-code).name}"
             if code < 0
             else f"the worker died: exit code {code}"
         )
         directories = {item.run.id: RunDir(self.planner.root, item.run.id) for item in job.items}
+        came = False
         for directory in directories.values():
+            if directory.is_locked():  # another sweep's worker has taken it over, and says what became of it
+                came = True
+                continue
             progress = directory.progress()
             if progress is not None and progress.get("pid") == job.process.pid:
-                directory.fail(str(progress["stage"]), died, _kind(code), log=str(directory.log))
+                with directory.lock() as mine:
+                    if mine and directory.progress() == progress:
+                        directory.fail(str(progress.get("stage")), died, _kind(code), log=str(directory.log))
+                came = True
         left = [i for i in job.items if directories[i.run.id].failure() is None and self._has_work(job, i)]
-        if len(left) < len(job.items):
+        if came or len(left) < len(job.items):
             return [replace(job, items=left, process=None, slot=None, log=None)] if left else []
         for item in left:  # it never came to a run: another worker would not either
-            directories[item.run.id].fail("start", died, _kind(code), log=str(job.log))
+            with directories[item.run.id].lock() as mine:
+                if mine:
+                    directories[item.run.id].fail("start", died, _kind(code), log=str(job.log))
         return []
 
     def _has_work(self, job: Job, item: Item) -> bool:
@@ -231,7 +250,7 @@ class LocalLauncher:
 
         def plain(states: list[State]) -> None:
             counts = Counter(state.state for state in states)
-            due = time.time() - last[0] > PLAIN_INTERVAL
+            due = time.monotonic() - last[0] > PLAIN_INTERVAL
             for state in states:
                 tag = f"{state.state} {state.detail}"
                 if state.state == "waiting" or (
@@ -242,7 +261,7 @@ class LocalLauncher:
                     print(f"[{counts['done']}/{len(states)}] {line(state)}", flush=True)
                 shown[state.run_id] = tag
             if due:
-                last[0] = time.time()
+                last[0] = time.monotonic()
 
         yield plain
         print(summary(Counter(state.state for state in self._states)), flush=True)
@@ -298,10 +317,10 @@ def stopping(active: list[Job]) -> Iterator[None]:
         processes = [job.process for job in active if job.process and job.process.poll() is None]
         for process in processes:
             process.terminate()
-        deadline = time.time() + GRACE
+        deadline = time.monotonic() + GRACE
         for process in processes:
             try:
-                process.wait(max(0.1, deadline - time.time()))
+                process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from peft_align.errors import InputError
+from peft_align.errors import DISK_FAULTS, InputError, disk_fault
 from peft_align.launch import queue
 from peft_align.store.runs import RunDir, this_task
 
 LOG_END = 65536  # bytes of a log that are looked at
+FULL = 2**20  # bytes: with less left, a disk is full
 CANCELLED = re.compile(r"CANCELLED AT \S+(?: DUE TO ([A-Z]+(?: [A-Z]+)?))?")
 REQUEUES = {  # what Slurm says in the log -> kind and reason for the record
     "PREEMPTION": ("preempted", "preempted, and queued again"),
@@ -62,12 +65,28 @@ def last_word(log: Path | None) -> tuple[str, str] | None:
     return REQUEUES.get(ends[-1]) if ends else None
 
 
-def reason(error: BaseException) -> str:
-    """One line for people."""
+def reason(error: BaseException, folder: Path) -> str:
+    """One line for people.
+
+    Args:
+        error: that stopped a run.
+        folder: of the run: what writes by itself (torch, safetensors) does not always say that its disk is full.
+    """
     if isinstance(error, InputError):
         return str(error)
+    if isinstance(error, OSError) and (told := disk_fault(error)):
+        return told
     text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, Blocked) else f"{type(error).__name__}: {text}"
+    if isinstance(error, Blocked):
+        return text
+    return f"{type(error).__name__}: {text}" + (f" ({DISK_FAULTS[errno.ENOSPC]})" if _is_full(folder) else "")
+
+
+def _is_full(folder: Path) -> bool:
+    with suppress(OSError):
+        disk = os.statvfs(folder)
+        return disk.f_bavail * disk.f_frsize < FULL
+    return False
 
 
 def settle(root_dirs: Sequence[RunDir]) -> None:

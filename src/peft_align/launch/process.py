@@ -7,11 +7,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft_align.errors import disk_fault
+
+DISK = 64  # the exit code of code_of_disk is this and the errno
 PR_SET_PDEATHSIG = 1
 
 
@@ -74,6 +77,17 @@ def output_to(path: Path) -> Iterator[None]:
             os.dup2(kept[1], 2)
             os.close(kept[0])
             os.close(kept[1])
+
+
+def code_of_disk(error: OSError) -> int:
+    """The exit code of a worker whose disk takes nothing, not even the record of a failure; other errors are raised."""
+    told = disk_fault(error)
+    if told is None:
+        raise error
+    with suppress(OSError):
+        print(told, file=sys.stderr)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - or the interpreter fails over what is unwritten
+    return DISK + int(error.errno or 0)
 
 
 def die_with_parent() -> None:

@@ -82,7 +82,7 @@ def table(states: Sequence[State], started: float) -> RenderableType:
         label = s.detail if s.state == "running" else s.state
         rows.add_row(Text(s.run_id), Text(label, style), s.step, s.loss, s.speed, s.eta, Text(detail, style))
     bar = ProgressBar(total=max(1, len(states)), completed=counts["done"], width=40)
-    head = Text(f"{summary(counts)}, {human_time(time.time() - started)}")
+    head = Text(f"{summary(counts)}, {human_time(time.monotonic() - started)}")
     return Group(Group(bar, head), rows if shown else Text(""))
 
 

@@ -35,7 +35,7 @@ from peft_align.models.merging import (
     read_adapter,
 )
 from peft_align.models.provenance import provenance
-from peft_align.store.records import Digests, inventory, sync_tree, write_json
+from peft_align.store.records import Digests, forget_damage, inventory, sync_tree, write_json
 from peft_align.store.runs import FORMAT, RunDir
 
 ARITHMETIC = 1  # the version of models/merging.py; another one makes other scores
@@ -73,6 +73,7 @@ def record_merge(run: Run, directory: RunDir) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(directory.path / "merge.json", record)
+    forget_damage(directory.path / "merge.json")
     return record
 
 

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from peft_align.config.schema import MAIN_AXES
 from peft_align.errors import Fault, InputError, suggest
+from peft_align.grid.language import sealed
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Run, Sweep
 from peft_align.store.records import atomic_write
@@ -162,4 +163,4 @@ def write_selection(path: Path, candidates: Sequence[Candidate], command: Sequen
         "table": [{**c.group, **c.settings, **c.scores, "runs": c.runs, "chosen": c.chosen} for c in candidates],
     }
     with atomic_write(path) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
+        temporary.write_text(sealed(OmegaConf.to_yaml(OmegaConf.create(content))), encoding="utf-8")

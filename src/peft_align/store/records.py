@@ -8,10 +8,13 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+SEAL = b',\n "seal": "%s"\n}\n'  # the end of a record
 
 
 def cache_dir() -> Path:
@@ -71,18 +74,36 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Write a record atomically."""
+    """Write a record atomically; its last entry is the sha256 of the others, so that a changed byte is found."""
     with atomic_write(path, durable=durable) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        temporary.write_bytes(_sealed(json.dumps(content, indent=1, ensure_ascii=False, default=str).encode()))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The record, or None if it is absent or not whole."""
+    """The record, or None if it is absent or not what was written. One without a seal is taken as it is."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        content = json.loads(_unsealed(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _sealed(text: bytes) -> bytes:
+    """An object's JSON with one entry more: the digest of what stands before it."""
+    if text == b"{}":
+        return text + b"\n"
+    return text.removesuffix(b"\n}") + SEAL % hashlib.sha256(text).hexdigest().encode()
+
+
+def _unsealed(text: bytes) -> bytes:
+    """The JSON that was sealed. Raises ValueError if it is another one."""
+    body, found, rest = text.rpartition(SEAL.partition(b"%")[0])
+    if not found:
+        return text
+    body += b"\n}"
+    if found + rest != SEAL % hashlib.sha256(body).hexdigest().encode():
+        raise ValueError("its content is not the one that was sealed")
+    return body
 
 
 class Digests:
@@ -156,8 +177,39 @@ def verify(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     """Check the contents of a product before it is used. Raises Damaged with the file's name."""
     for name, entry in files.items():
         path = folder / name
-        if not path.is_file() or sha256(path) != entry["sha256"]:
+        if not path.is_file():
+            raise Damaged(f"{path} is missing")
+        known = entry.get("sha256")  # of metrics, earlier records have the size alone
+        if path.stat().st_size != entry["size"] or (known is not None and sha256(path) != known):
             raise Damaged(f"{path} is damaged: its content is not the one recorded")
+
+
+def notice_of(record: Path) -> Path:
+    """Where it is said why a record was set aside: train.json -> train.damaged.json."""
+    return record.with_name(f"{record.stem}.damaged.json")
+
+
+def set_aside(record: Path, what: str) -> None:
+    """Have what a record speaks of made again by the next command, which is told why; the caller holds the run's lock.
+
+    The record as it was stays in the notice, until it is written again.
+    """
+    content = {"damage": what, "found": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "record": read_json(record)}
+    write_json(notice_of(record), content)
+    record.unlink(missing_ok=True)
+
+
+def damage_of(record: Path) -> str:
+    """Of a record that cannot be read: why it was set aside, or that it is damaged itself; empty if it never was."""
+    notice = read_json(notice_of(record))
+    if notice is not None:
+        return str(notice.get("damage"))
+    return f"{record.name} is damaged" if record.is_file() else ""
+
+
+def forget_damage(record: Path) -> None:
+    """It was written again."""
+    notice_of(record).unlink(missing_ok=True)
 
 
 def complete(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:

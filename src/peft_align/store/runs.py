@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_align.store.records import Damaged, read_json, verify, write_json
+from peft_align.store.records import Damaged, forget_damage, read_json, set_aside, verify, write_json
 
 FORMAT = 1  # of the records; one of another format is taken for absent
 PRODUCTS = ("adapter", "checkpoints", "metrics.jsonl")
+UNFINISHED = "unfinished.jsonl"  # texts of an evaluation that is under way
 WORKER = "PEFT_ALIGN_WORKER_PID"  # of the worker that has this process train for it
 # Why a run stopped. By itself: an error, too much memory, a kill, a time limit that it did not get further in.
 COUNTED = ("failed", "out_of_memory", "killed", "time_limit")
@@ -169,6 +170,18 @@ class RunDir:
         for name in ("failed.json", "progress.json"):
             (self.path / name).unlink(missing_ok=True)
 
+    def remove_leftovers(self, *, is_trained: bool) -> None:
+        """Delete what killed processes left besides products; the caller holds the lock.
+
+        Args:
+            is_trained: no attempt is to be gone on with.
+        """
+        recorded = (p for p in self.path.glob(f"evaluations/*/{UNFINISHED}") if (p.parent / "record.json").is_file())
+        for path in [*self.path.rglob(".*.tmp"), *recorded]:
+            path.unlink(missing_ok=True)
+        for folder in (self.attempt, self.state, self.state.with_name("state.new")) if is_trained else ():
+            shutil.rmtree(folder, ignore_errors=True)
+
     def product(self, step: int | None = None) -> Path:
         """The folder of a checkpoint (None: the last one, adapter/), its content checked against the record.
 
@@ -183,9 +196,9 @@ class RunDir:
         verify(folder, record["checkpoints"][str(last if step is None else step)]["files"])
         return folder
 
-    def discard_record(self) -> None:
-        """Have the run trained again by the next command; the caller holds its lock."""
-        (self.path / "train.json").unlink(missing_ok=True)
+    def discard_record(self, why: str) -> None:
+        """Have the run trained again by the next command, for its products are damaged; the caller holds its lock."""
+        set_aside(self.path / "train.json", why)
 
     def commit_attempt(self) -> bool:
         """Put a complete attempt in the place of what was there; True if there was one.
@@ -205,6 +218,7 @@ class RunDir:
                 shutil.rmtree(place)
             fresh.replace(place)
         record.replace(self.path / "train.json")
+        forget_damage(self.path / "train.json")
         shutil.rmtree(self.attempt)
         return True
 

@@ -80,10 +80,10 @@ class Member(Turn):
 
     def clock(self) -> float:
         """Seconds spent on this run: its turns, and its tokens' share of what was done together."""
-        return self.spent + time.time() - self._since
+        return self.spent + time.monotonic() - self._since
 
     def go_on(self, told: Any = None) -> None:
-        self._since = time.time()
+        self._since = time.monotonic()
         with self.randomness.at_work():
             super().go_on(told)
         self.spent = self.clock()
@@ -156,7 +156,7 @@ class Pack:
         batches: list[Batch] = [member.handed for member in members]
         before = [member.randomness.torch for member in members]
         while not self.apart:
-            started = time.time()
+            started = time.monotonic()
             try:
                 losses = self._forward_backward(members, batches)
                 if not all(bool(loss.isfinite()) for loss in losses):  # whose, each finds out by itself
@@ -172,7 +172,7 @@ class Pack:
                     batch.trainer.model.zero_grad()
                     member.randomness.torch = state
                 continue
-            seconds, tokens = time.time() - started, sum(batch.tokens for batch in batches)
+            seconds, tokens = time.monotonic() - started, sum(batch.tokens for batch in batches)
             for member, batch in zip(members, batches, strict=True):
                 member.spent += seconds * batch.tokens / tokens
                 member.companions |= {other.run_id for other in members} - {member.run_id}

@@ -83,10 +83,10 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         return self.before + self._clock() - self.begun
 
     def _clock(self) -> float:
-        return self.member.clock() if self.member else time.time()
+        return self.member.clock() if self.member else time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.begun, self.started = self._clock(), time.time()
+        self.begun, self.started = self._clock(), time.monotonic()
         self._tell(self.step, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -137,7 +137,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
 
     def _tell(self, step: int, loss: float | None) -> None:
         """Progress for the live table, at most twice a second."""
-        now = time.time()
+        now = time.monotonic()
         if not processes.is_main() or (now - self.told < 0.5 and 0 < step < self.run.config.train.max_steps):
             return
         self.told = now

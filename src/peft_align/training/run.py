@@ -40,14 +40,14 @@ from peft_align.models.adapters import (
 from peft_align.models.loading import Base
 from peft_align.models.packed_scoring import why_not_packed
 from peft_align.models.provenance import peak_memory, provenance
-from peft_align.store.records import link_tree, write_json
+from peft_align.store.records import link_tree, sha256, write_json
 from peft_align.store.references import References
 from peft_align.store.runs import FORMAT, RunDir, step_name
 from peft_align.training import dpo, packed, processes, sft
 from peft_align.training.engine import FORWARD, PackedTrainer
 from peft_align.training.pack_runs import Member
 from peft_align.training.recorder import Recorder, TrainingFailed, memory_choice
-from peft_align.training.state import discard_state, find_state
+from peft_align.training.state import METRICS, discard_state, find_state
 from peft_align.training.tracking import Log
 
 METHODS = {
@@ -87,7 +87,7 @@ def train(
         InputError: the data cannot be read, or a target module does not exist.
         TrainingFailed: the loss is not finite.
     """
-    config, started = run.config, time.time()
+    config, started = run.config, time.monotonic()
     rows, data = training_rows(config, base, directory.root)
     if data["warning"]:
         processes.say(f"warning: {data['warning']}")
@@ -150,7 +150,7 @@ def train(
     if not processes.is_main():
         return {}
     shutil.rmtree(directory.attempt / "scratch", ignore_errors=True)
-    last = config.train.max_steps
+    last, metrics = config.train.max_steps, directory.attempt / METRICS
     shutil.rmtree(directory.attempt / "adapter", ignore_errors=True)  # a kill may have left one without a record
     link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
     record = {
@@ -160,13 +160,13 @@ def train(
         "steps": last,
         "samples": last * config.train.batch_size,
         "checkpoints": recorder.saved,
-        "metrics": {"metrics.jsonl": {"size": (directory.attempt / "metrics.jsonl").stat().st_size}},
+        "metrics": {METRICS: {"size": metrics.stat().st_size, "sha256": sha256(metrics)}},
         "trainable_parameters": parameters,
         "parents": inputs["parents"],
         "inputs": {"data": data["source"], "model": base.source},
         "data": {key: data[key] for key in ("counts", "truncation", "warning")},
         "loss": recorder.losses,
-        "seconds": {"total": round(time.time() - started, 3), "training": round(seconds, 3)},
+        "seconds": {"total": round(time.monotonic() - started, 3), "training": round(seconds, 3)},
         "seconds_per_step": seconds / last,
         "tokens": recorder.tokens,
         "tokens_per_second": recorder.tokens / seconds,

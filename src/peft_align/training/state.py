@@ -91,6 +91,7 @@ def save_state(directory: RunDir, trainer: Any, step: int, inputs: Mapping[str, 
         "step": step,
         "inputs": dict(inputs),
         "metrics_bytes": metrics.stat().st_size,
+        "metrics_sha256": sha256(metrics),
         "files": files,
         **more,
     }
@@ -128,6 +129,8 @@ def _cut_back(directory: RunDir, record: Mapping[str, Any]) -> None:
     if not metrics.is_file() or metrics.stat().st_size < record["metrics_bytes"]:
         raise Damaged(f"{metrics} is shorter than it was")
     os.truncate(metrics, record["metrics_bytes"])
+    if record.get("metrics_sha256") not in (None, sha256(metrics)):
+        raise Damaged(f"{metrics} is not as it was")
     kept = {step_name(int(step)): entry for step, entry in record["saved"].items()}
     checkpoints = directory.attempt / "checkpoints"
     for folder in checkpoints.iterdir() if checkpoints.is_dir() else ():
