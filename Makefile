@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 RUN := HF_HUB_DISABLE_TELEMETRY=1 $(PY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study acceptance-evaluation acceptance-slurm acceptance-training lint wheel clean
+.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study acceptance-evaluation acceptance-slurm acceptance-training acceptance-faults lint wheel clean
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ acceptance-slurm: setup  ## a disturbed Slurm, 150 runs, accounting (30 minutes;
 acceptance-training: setup  ## both engines over 20 steps of a real model on real rows (40 minutes; needs ../shared)
 	@$(RUN) scripts/fetch_smollm2.py
 	@$(RUN) -m pytest -m acceptance tests/training
+
+acceptance-faults: setup  ## a small sweep is killed, its disk filled, its files damaged, its clock set; prints a table (60 minutes)
+	@$(RUN) -m pytest -m acceptance tests/faults
 
 lint: setup  ## ruff and mypy
 	@$(PY) -m ruff check .
