@@ -39,8 +39,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     sweep, root = expand(*WORDS), tmp_path / "outputs"
     for run in trained(sweep):
         finish_training(root, run, **MEASURED)
-        write_identity(run, RunDir(root, run.id))
     for item in plan(sweep, root):
+        write_identity(item.run, RunDir(root, item.run.id))
         for request in item.requests:
             finish_evaluation(root, request, [metric("acc", 0.5)])
     return RunDir(root, trained(sweep)[0].id)
@@ -80,16 +80,15 @@ def test_a_changed_byte_is_found_and_only_that_is_to_do(
     assert code == 1
     (entry,) = found["damaged"]
     assert (entry["run_id"], entry["left"]) == (directory.id, "")
-    assert str(path) in entry["what"]
-    assert "is damaged" in entry["what"]
+    assert f"/{path.name} is damaged" in entry["what"]  # the adapter and its checkpoint are one file of two names
     assert found["to_do"] == 1
     (told,) = [run["to_do"] for run in found["run_list"] if run["to_do"]]
     assert told.startswith(PRODUCTS[product])
-    assert str(path) in told
+    assert entry["what"] in told
     code, again = verified(capsys)
     assert (code, again["damaged"], again["to_do"]) == (0, [], 1)  # remembered, not found once more
     assert verb(WORDS) == 0
-    assert str(path) in capsys.readouterr().out.replace("\n", "")
+    assert f"/{path.name} is damaged" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_what_is_made_again_is_as_if_nothing_had_been(directory: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -169,8 +169,8 @@ def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool, on_slurm
     if "damaged" in content:
         console.print(f"read and compared with the records: {len(content['damaged'])} damaged")
     for damage in content.get("damaged", ()):
-        left = f" ({damage['left']})" if damage["left"] else ""
-        console.print(f"  damaged: {damage['what']}{left}", markup=False, highlight=False, soft_wrap=True)
+        why = f" ({damage['left']})" if damage["left"] else ""
+        console.print(f"  damaged: {damage['what']}{why}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"done: {content['done']}, to do: {content['to_do']}")
     reasons = Counter(item.why for item in items if not item.done)
     for reason, n in reasons.most_common(SHOWN_REASONS):
