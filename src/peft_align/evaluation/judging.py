@@ -83,6 +83,7 @@ class Judging:
         evaluated: dict[str, Any],
         seconds: float,
     ) -> None:
+        directory.check()
         content = record_of(run, judgement.request, seconds) | {
             "stage": "judge",
             "judge": judge_label(judgement.option, judgement.judge),

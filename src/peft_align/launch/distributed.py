@@ -69,6 +69,9 @@ def train_together(run: Run, directory: RunDir, sweep: str, count: int, should_s
         sweep: for the tracker.
         count: divides the batch.
         should_stop: asked all the while; if it says so, the state is saved and training ends.
+
+    Besides:
+        Lost: another worker took the run over; the processes are ended.
     """
     if torch.cuda.is_available() and torch.cuda.device_count() < count:
         what = f"a process has a GPU of its own, and this worker sees {torch.cuda.device_count()}"
@@ -87,6 +90,7 @@ def train_together(run: Run, directory: RunDir, sweep: str, count: int, should_s
         )
         try:
             while launcher.poll() is None:
+                directory.check()
                 if should_stop():
                     (folder / STOP).touch()
                 time.sleep(TICK)

@@ -28,6 +28,7 @@ from peft_align.launch import queue
 from peft_align.launch.outcome import Blocked, kind_of, note_end_of_earlier, reason
 from peft_align.launch.packs import companions
 from peft_align.launch.process import Stopped, asked_to_stop, die_with_parent, output_to
+from peft_align.store.leases import Lost
 from peft_align.store.records import Damaged, read_json, verify, write_json
 from peft_align.store.runs import RunDir, this_task
 
@@ -179,6 +180,10 @@ class Worker:
             except Stopped as stop:
                 directory.fail(stage, *stop.told)
                 raise
+            except Lost as lost:
+                print(lost, flush=True)
+                self._bases = None
+                return None
             except Exception as error:  # one failed run never stops the others
                 traceback.print_exc()
                 if not isinstance(error, Blocked):
@@ -190,7 +195,7 @@ class Worker:
                 directory.fail(stage, reason(error), kind_of(error), log=str(directory.log))
                 return False
             finally:
-                (directory.path / "progress.json").unlink(missing_ok=True)
+                directory.end_progress()
             if planner.item(run).done:
                 directory.clear_state()
             if directory.history():

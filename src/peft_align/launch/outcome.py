@@ -80,7 +80,7 @@ def settle(root_dirs: Sequence[RunDir]) -> None:
     for directory in root_dirs:
         progress, failure = directory.progress(), directory.failure()
         told = progress or (failure if failure and failure.get("kind") == "stopped" else None)
-        if told is not None and told.get("task") and not directory.is_locked():
+        if told is not None and told.get("task"):
             open_ends[directory.id] = (directory, told)
     tasks = sorted({told["task"] for _, told in open_ends.values()})
     if not tasks or not queue.is_there():
@@ -96,7 +96,7 @@ def settle(root_dirs: Sequence[RunDir]) -> None:
             continue
         end = ends.get(task)
         kind, what = (end.kind, end.told) if end else ("lost", GONE)
-        with directory.lock() as mine:
+        with directory.lock(ended=task) as mine:
             if mine and told in (directory.progress(), directory.failure()):  # nothing has happened since
                 step = told.get("step") or 0
                 directory.fail(str(told["stage"]), what, kind, step=step, task=task, log=str(directory.log))

@@ -44,7 +44,7 @@ def observe(planner: Planner, item: Item) -> State:
     directory = RunDir(planner.root, item.run.id)
     progress = directory.progress()
     if progress is not None:
-        if directory.is_locked():
+        if directory.is_locked(by_clock=True):
             return running(item.run.id, progress)
         return State(item.run.id, "lost", f"{progress.get('stage', '')}: its process is gone")
     fresh, failure = planner.item(item.run), directory.failure()

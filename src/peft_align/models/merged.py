@@ -72,6 +72,7 @@ def record_merge(run: Run, directory: RunDir) -> dict[str, Any]:
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    directory.check()
     write_json(directory.path / "merge.json", record)
     return record
 
@@ -100,6 +101,7 @@ def save_merge(run: Run, directory: RunDir, base: Base, form: str) -> dict[str, 
     shutil.rmtree(place, ignore_errors=True)
     fresh.replace(place)
     files = inventory(place, sorted(path.name for path in place.iterdir()), Digests())
+    directory.check()
     record = directory.merge_record() or {}
     own = {"asked": asked_of(run, form), "files": files, "inputs": {"model": base.source}, **details}
     record["saved"] = {**record["saved"], form: own}

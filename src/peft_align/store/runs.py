@@ -10,13 +10,13 @@ runs/<id>/
     merge.json, merged/<form>/   of a merge: its recipe, which is the product, and what was saved of it besides
     evaluations/<name>/          samples.jsonl.gz, and record.json written last
     progress.json, failed.json   what happens now; why it stopped
+    lock, lease/                 who is at it (store/leases.py)
     history.jsonl                one line for each time that it stopped, or came to its end after that
     train.log                    what the job printed
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft_align.store.leases import Lost, check, hold, is_held
 from peft_align.store.records import Damaged, read_json, verify, write_json
 
 FORMAT = 1  # of the records; one of another format is taken for absent
@@ -97,7 +98,12 @@ class RunDir:
         return read_json(self.path / "progress.json")
 
     def report_progress(self, **now: Any) -> None:
-        """Say what is being done, for `status` and the live table. Lost in a crash, so it is not synced to disk."""
+        """Say what is being done, for `status` and the live table. Lost in a crash, so it is not synced to disk.
+
+        Raises:
+            Lost: this process had the run, and another one took it over.
+        """
+        self.check()
         now |= {
             "time": time.time(),
             "pid": int(os.environ.get(WORKER) or os.getpid()),
@@ -105,6 +111,12 @@ class RunDir:
             "task": this_task(),
         }
         write_json(self.path / "progress.json", now, durable=False)
+
+    def end_progress(self) -> None:
+        """Say that nothing is being done any more, unless another process took the run over."""
+        with suppress(Lost):
+            self.check()
+            (self.path / "progress.json").unlink(missing_ok=True)
 
     def fail(self, stage: str, reason: str, kind: str = "failed", **more: Any) -> None:
         """Record why the run stopped.
@@ -115,6 +127,7 @@ class RunDir:
             kind: one of STOPS.
             more: of the record.
         """
+        self.check()
         before = self.progress() or {}
         content = {"stage": stage, "kind": kind, "reason": reason, "time": time.time(), "step": before.get("step") or 0}
         content |= {"task": before.get("task") or this_task(), "reached": self.reached(), **more}
@@ -196,6 +209,7 @@ class RunDir:
         record = self.attempt / "train.json"
         if _of_this_format(read_json(record)) is None:
             return False
+        self.check()
         (self.path / "train.json").unlink(missing_ok=True)
         for name in PRODUCTS:
             fresh, place = self.attempt / name, self.path / name
@@ -209,42 +223,24 @@ class RunDir:
         return True
 
     @contextmanager
-    def lock(self) -> Iterator[bool]:
-        """Hold the run against other processes; yields False if another one has it. A killed holder lets go of it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
-            if not _acquired(file.fileno()):
-                yield False
-                return
-            try:
-                yield True
-            finally:
-                fcntl.flock(file, fcntl.LOCK_UN)
+    def lock(self, ended: str | None = None) -> Iterator[bool]:
+        """Hold the run against other processes; yields False if another one has it. See store/leases.py.
 
-    def is_locked(self) -> bool:
-        """Whether a living process works on the run."""
-        path = self.path / "lock"
-        if not path.is_file():
-            return False
-        with path.open("r") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
-            fcntl.flock(file, fcntl.LOCK_UN)
-            return False
+        Args:
+            ended: a Slurm task that is known to be over, whose lease is taken over without waiting.
+        """
+        name = this_task()
+        task = (name, int(os.environ.get("SLURM_RESTART_COUNT") or 0)) if name else None
+        with hold(self.path, task, ended) as lease:
+            yield lease is not None
 
+    def is_locked(self, *, by_clock: bool = False) -> bool:
+        """Whether a living process works on the run; `by_clock`: as far as the clock tells, see store/leases.py."""
+        return is_held(self.path, by_clock=by_clock)
 
-def _acquired(descriptor: int) -> bool:
-    """Try for a second: someone may just be looking whether the lock is held."""
-    for _ in range(10):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return True
-    return False
+    def check(self) -> None:
+        """Raise Lost if this process had the run, and another one took it over."""
+        check(self.path)
 
 
 def _of_this_format(record: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -22,6 +22,8 @@ from peft_align.training.pack_runs import Member
 from peft_align.training.state import save_state
 from peft_align.training.tracking import Log
 
+TOLD = 0.5  # seconds between reports of progress
+
 
 class TrainingFailed(RuntimeError):
     """Training cannot go on; the message says why."""
@@ -138,7 +140,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def _tell(self, step: int, loss: float | None) -> None:
         """Progress for the live table, at most twice a second."""
         now = time.time()
-        if not processes.is_main() or (now - self.told < 0.5 and 0 < step < self.run.config.train.max_steps):
+        if not processes.is_main() or (now - self.told < TOLD and 0 < step < self.run.config.train.max_steps):
             return
         self.told = now
         elapsed, made = now - self.started, step - self.first

@@ -79,6 +79,7 @@ def save_state(directory: RunDir, trainer: Any, step: int, inputs: Mapping[str, 
     trainer.save_state_to(fresh)
     if not processes.is_main():
         return
+    directory.check()
     metrics = directory.attempt / METRICS
     with metrics.open("rb") as file:
         os.fsync(file.fileno())
