@@ -80,7 +80,7 @@ def test_a_difference_that_one_mean_a_seed_does_not_show_is_told_with_that_doubt
     sweep = expand(
         *WORDS, "method=sft,dpo", "preference=harmless,helpful,mixture", "train.max_steps=4,8,16", "seed=range(0,5)"
     )
-    moved = [0.09, -0.06, 0.05, -0.03, 0.05]
+    moved = [0.11, -0.05, 0.07, -0.02, 0.07]
 
     def give(run: Run, benchmark: str, step: int) -> float:
         is_dpo = run.kind == "train" and run.choices["method"] == "dpo"

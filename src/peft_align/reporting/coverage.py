@@ -83,7 +83,7 @@ def coverage(sweep: Sweep, items: Sequence[Item]) -> Coverage:
     """Count the runs of a sweep; parents that it only needs are left out."""
     counts: Counter[tuple[str, str, str, str]] = Counter()
     own = [item for item in items if not item.run.is_parent_only]
-    keys = [key for key in (*sweep.axis_keys, "seed") if key != "inputs"]
+    keys = [key for key in dict.fromkeys((*sweep.axis_keys, "seed")) if key != "inputs"]
     trained = [item.run for item in own if item.run.kind not in NOT_TRAINED]
     values = {run.id: {key: _shown(_value(run, key)) for key in keys} for run in trained}
     varying = [key for key in keys if len({of[key] for of in values.values()}) > 1]
