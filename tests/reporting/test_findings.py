@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,8 @@ from peft_align.store.runs import RunDir
 
 WORDS = ["model=tiny", "dataset=everyday", "peft=lora", "train.max_steps=4", "evaluation.benchmarks=[everyday_mc]"]
 AXES = ["method=sft,dpo", "preference=harmless,helpful", "seed=0,1,2"]
+Study = tuple[Sweep, findings.Findings]
+Verb = Callable[..., "subprocess.CompletedProcess[str]"]
 FILES = {
     *("cells.csv", "claims.csv", "comparisons.csv", "coverage.csv", "findings.md", "front.csv", "published.csv"),
     *("results.csv", "results.md", "results.parquet", "variance.csv"),
@@ -70,12 +71,12 @@ def shown(folder: Path, name: str) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def disturbed(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+def disturbed(tmp_path: Path) -> tuple[Path, str]:
     """The folder and the text of the report of a sweep of which a third is missing or failed."""
     asked = ask([*WORDS, *AXES, f"root={tmp_path}"])
     on_disk(tmp_path, asked.sweep, a_third_gone)
     text = write_report(asked, asked.plan())
-    yield asked.folder, text
+    return asked.folder, text
 
 
 def test_the_files_stand_beside_the_table(disturbed: tuple[Path, str]) -> None:
@@ -109,11 +110,8 @@ def test_a_sweep_of_which_a_third_is_gone_is_told_honestly(disturbed: tuple[Path
 
 def test_what_has_too_few_runs_is_not_told_as_a_finding(tmp_path: Path) -> None:
     asked = ask([*WORDS, *AXES, f"root={tmp_path}"])
-    on_disk(
-        tmp_path,
-        asked.sweep,
-        lambda run: "done" if run.config.seed == 0 and run.choices["preference"] == "helpful" else "missing",
-    )
+    one_pair = lambda run: run.config.seed == 0 and run.choices["preference"] == "helpful"  # noqa: E731
+    on_disk(tmp_path, asked.sweep, lambda run: "done" if one_pair(run) else "missing")
     text = write_report(asked, asked.plan())
     assert "0 differences shown" in text
     sentences = (asked.folder / "findings.md").read_text(encoding="utf-8")
@@ -130,9 +128,7 @@ def test_a_sweep_of_which_nothing_is_done_has_a_report(tmp_path: Path) -> None:
     assert shown(asked.folder, "cells.csv") == []
 
 
-def test_a_claim_of_ones_own_is_in_the_report_of_the_sweep_that_was_started_last(
-    tmp_path: Path, verb: Callable[..., "subprocess.CompletedProcess[str]"]
-) -> None:
+def test_a_claim_of_ones_own_is_in_the_report_of_the_sweep_that_was_started_last(tmp_path: Path, verb: Verb) -> None:
     """Without naming the sweep again: --config-dir adds to what the sweep was started with."""
     from peft_align.store.sweeps import write_manifest
 
@@ -151,9 +147,7 @@ def test_a_claim_of_ones_own_is_in_the_report_of_the_sweep_that_was_started_last
     assert "DPO wins: **supported**" in (asked.folder / "findings.md").read_text(encoding="utf-8")
 
 
-def test_a_fault_of_a_claim_is_told_before_a_sweep_starts(
-    tmp_path: Path, verb: Callable[..., "subprocess.CompletedProcess[str]"]
-) -> None:
+def test_a_fault_of_a_claim_is_told_before_a_sweep_starts(tmp_path: Path, verb: Verb) -> None:
     write_option(tmp_path / "mine", "report/claims/mine", "wrong: {says: so, contrasts: [{cells: {metod: dpo}}]}")
     for name in ("sweep", "report"):
         found = verb(name, *WORDS, "--config-dir", "mine")
@@ -166,12 +160,11 @@ def test_a_fault_of_a_claim_is_told_before_a_sweep_starts(
 def test_tables_of_an_earlier_state_do_not_stay(tmp_path: Path) -> None:
     words = ["model=tiny", "dataset=beavertails", "peft=qlora", "evaluation.benchmarks=[mmlu]", "seed=0,1"]
     sweep = expand(*words)
-    found = findings.find(
-        shipped(), findings.load_questions(shipped()), sweep, done(sweep), table(sweep, lambda *_: 0.5)
-    )
+    questions, rows = findings.load_questions(shipped()), table(sweep, lambda *_: 0.5)
+    found = findings.find(shipped(), questions, sweep, done(sweep), rows)
     findings.write(found, tmp_path)
     assert [path.name for path in (tmp_path / "tables").iterdir()] == ["table4.tex"]
-    nothing = findings.find(shipped(), findings.load_questions(shipped()), sweep, done(sweep), [])
+    nothing = findings.find(shipped(), questions, sweep, done(sweep), [])
     findings.write(nothing, tmp_path)
     assert not (tmp_path / "tables").exists()
 
@@ -197,18 +190,14 @@ def effects(run: Run, benchmark: str, step: int) -> float:
 
 
 @pytest.fixture(scope="module")
-def study() -> tuple[Sweep, findings.Findings, float]:
-    """The method grid, all of it, and the seconds that it took to find out what it shows."""
+def study() -> Study:
+    """The method grid, all of it, and what it shows."""
     sweep = expand("+grid=method")
     rows, questions = table(sweep, effects), findings.load_questions(shipped())
-    started = time.process_time()
-    found = findings.find(shipped(), questions, sweep, done(sweep), rows)
-    return sweep, found, time.process_time() - started
+    return sweep, findings.find(shipped(), questions, sweep, done(sweep), rows)
 
 
-def test_a_known_effect_is_supported_and_what_was_not_drawn_is_not(
-    study: tuple[Sweep, findings.Findings, float],
-) -> None:
+def test_a_known_effect_is_supported_and_what_was_not_drawn_is_not(study: Study) -> None:
     verdicts = {verdict.claim.name: verdict.verdict for verdict in study[1].claims}
     assert verdicts["method_by_base"] == "supported"
     assert verdicts["better_data"] == "undecided"
@@ -218,7 +207,7 @@ def test_a_known_effect_is_supported_and_what_was_not_drawn_is_not(
     assert {told["BeaverTails against HH-RLHF", b].result for b in ("mmlu", "bbh")} == {"no difference shown"}
 
 
-def test_the_variance_is_the_methods_and_the_models_together(study: tuple[Sweep, findings.Findings, float]) -> None:
+def test_the_variance_is_the_methods_and_the_models_together(study: Study) -> None:
     of_mmlu = {row["term"]: row for row in study[1].variance if row["benchmark"] == "mmlu"}
     assert of_mmlu["method × model"]["share"] > 0.8
     assert of_mmlu["method × model"]["runs"] == 160
@@ -226,7 +215,7 @@ def test_the_variance_is_the_methods_and_the_models_together(study: tuple[Sweep,
     assert of_mmlu["dataset"]["p"] > 0.001
 
 
-def test_the_front_is_within_each_model_and_over_all(study: tuple[Sweep, findings.Findings, float]) -> None:
+def test_the_front_is_within_each_model_and_over_all(study: Study) -> None:
     rows = [row for row in study[1].fronts if row["first"] == "mmlu acc" and row["second"] == "real_toxicity score"]
     assert {row["among"] for row in rows} == {"all", "llama_7b", "vicuna_7b", "mistral_7b", "mistral_7b_instruct"}
     own = [row for row in rows if row["among"] == "vicuna_7b" and row["kind"] == "train"]
@@ -235,13 +224,13 @@ def test_the_front_is_within_each_model_and_over_all(study: tuple[Sweep, finding
     assert sum(row["probability"] for row in own if row["method"] == "dpo") >= 1
 
 
-def test_the_summary_is_not_more_than_a_screen(study: tuple[Sweep, findings.Findings, float]) -> None:
+def test_the_summary_is_not_more_than_a_screen(study: Study) -> None:
     lines = findings.summary(study[1]).splitlines()
     assert len(lines) <= 24
     assert lines[0] == "164 of 164 runs are complete."
 
 
-def test_every_sentence_of_a_comparison_says_what_it_rests_on(study: tuple[Sweep, findings.Findings, float]) -> None:
+def test_every_sentence_of_a_comparison_says_what_it_rests_on(study: Study) -> None:
     text = findings.markdown(study[1]).split("## Comparisons")[1].split("Means over cells")[0]
     sentences = [line for line in text.splitlines() if line.startswith("- ")]
     assert sentences
@@ -251,6 +240,6 @@ def test_every_sentence_of_a_comparison_says_what_it_rests_on(study: tuple[Sweep
 
 def test_a_refused_report_says_what_is_wrong(tmp_path: Path) -> None:
     write_option(tmp_path / "mine", "report/comparisons/mine", "mine: {cells: {method: dpo}, against: parent}")
+    asked = ask([*WORDS, "--config-dir", str(tmp_path / "mine"), f"root={tmp_path}"])
     with pytest.raises(InputError, match="did you mean 'parents'"):
-        asked = ask([*WORDS, "--config-dir", str(tmp_path / "mine"), f"root={tmp_path}"])
         write_report(asked, [Item(run) for run in asked.sweep.runs])

@@ -50,9 +50,8 @@ def test_the_published_numbers_as_a_sweep_make_the_published_tables() -> None:
     for number in ("2", "4", "5"):
         assert parsed(found[f"table{number}.tex"]) == as_published("results", number)
     assert parsed(found["table3.tex"]) == as_published("merges", "3")
-    counted = sum(
-        cell != "--" for text in found.values() for line in parsed(text) for k, cell in line.items() if k in NUMBERS
-    )
+    lines = [line for text in found.values() for line in parsed(text)]
+    counted = sum(cell != "--" for line in lines for key, cell in line.items() if key in NUMBERS)
     assert counted == sum(len(numbers) for *_, numbers in entries()) == 240
 
 
@@ -75,8 +74,10 @@ def test_each_published_number_is_beside_itself_without_difference_or_interval()
 def study(offset: float = 0.0, spread: float = 0.01, words: tuple[str, ...] = ()) -> tuple[Any, Results]:
     """Five seeds of two cells of table 4, near what was published of them, and their bases."""
     sweep = expand("+grid=main", "model=mistral_7b", "dataset=beavertails", "peft=qlora", "preference=harmless", *words)
-    numbers = {place["method"]: found for table, place, found in entries() if table == "4" and place["preference"] == "harmless"
-               and (place["model"], place["dataset"]) == ("mistral_7b", "beavertails")}  # fmt: skip
+    wanted = {"kind": "train", "preference": "harmless", "model": "mistral_7b", "dataset": "beavertails"}
+    numbers = {
+        place["method"]: found for table, place, found in entries() if table == "4" and wanted.items() <= place.items()
+    }
 
     def give(run: Run, benchmark: str, step: int) -> float | None:
         if run.kind != "train" or benchmark not in NUMBERS:

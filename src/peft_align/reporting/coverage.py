@@ -96,7 +96,7 @@ def coverage(sweep: Sweep, items: Sequence[Item]) -> Coverage:
                 counts[key, values[item.run.id][key], state, reason] += 1
     for cell in {repr(sorted(cell.values.items(), key=str)): cell for cell in sweep.excluded}.values():
         counts[ALL, "", EXCLUDED, cell.reason] += 1
-        for key in keys:
+        for key in varying:
             if key in cell.values:
                 counts[key, _shown(cell.values[key]), EXCLUDED, cell.reason] += 1
     order = {state: i for i, state in enumerate(STATES)}
