@@ -190,6 +190,7 @@ CASES = (
     Case("paired t", "one cell, 5 seeds", over_cells([5])),
     Case("paired t over cells", "8 cells of unequal spread, 5 seeds", over_cells([5] * 8)),
     Case("paired t over cells", "8 cells of unequal spread, 3 seeds", over_cells([3] * 8)),
+    Case("paired t over cells", "2 cells of unequal spread, 3 seeds", over_cells([3] * 2)),
     Case("paired t over cells", "8 cells, a third of the runs missing", over_cells([5, 3, 2, 1, 4, 5, 3, 4])),
     Case("paired t over cells", "16 cells without a second seed", over_cells_alone(16)),
     Case("one mean a seed, t", "8 cells, 5 seeds that move all cells alike", one_mean_a_seed([5] * 8, 1.0)),

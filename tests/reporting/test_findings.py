@@ -21,7 +21,7 @@ from peft_align.reporting import findings
 from peft_align.store.runs import RunDir
 
 WORDS = ["model=tiny", "dataset=everyday", "peft=lora", "train.max_steps=4", "evaluation.benchmarks=[everyday_mc]"]
-AXES = ["method=sft,dpo", "preference=harmless,helpful", "seed=0,1,2"]
+AXES = ["method=sft,dpo", "preference=harmless,helpful", "seed=0,1,2,3,4,5"]
 Study = tuple[Sweep, findings.Findings]
 Verb = Callable[..., "subprocess.CompletedProcess[str]"]
 FILES = {
@@ -59,8 +59,8 @@ def on_disk(root: Path, sweep: Sweep, fate: Callable[[Run], str]) -> None:
 
 
 def a_third_gone(run: Run) -> str:
-    """Of 12 training runs two failed and two never began."""
-    if run.config.seed == 2:
+    """Of 24 training runs four failed and four never began."""
+    if run.config.seed in (2, 4):
         return {"sft": "failed", "dpo": "missing"}[run.choices["method"]]
     return "done"
 
@@ -86,25 +86,25 @@ def test_the_files_stand_beside_the_table(disturbed: tuple[Path, str]) -> None:
 
 def test_a_sweep_of_which_a_third_is_gone_is_told_honestly(disturbed: tuple[Path, str]) -> None:
     folder, text = disturbed
-    assert "9 of 13 runs are complete, 2 failed, 2 are missing." in text
-    assert "failed: 2 × train: OutOfMemoryError: too much" in text
-    assert "least complete: seed=2 (0 of 4)" in text
+    assert "17 of 25 runs are complete, 4 failed, 4 are missing." in text
+    assert "failed: 4 × train: OutOfMemoryError: too much" in text
+    assert "least complete: seed=2 (0 of 4), seed=4 (0 of 4)" in text
     (compared,) = [row for row in shown(folder, "comparisons.csv") if row["comparison"] == "DPO against SFT"]
-    assert (compared["cells"], compared["seeds_min"], compared["seeds_max"], compared["runs"]) == ("2", "2", "2", "8")
+    assert (compared["cells"], compared["seeds_min"], compared["seeds_max"], compared["runs"]) == ("2", "4", "4", "16")
     assert compared["result"] == "higher"
     assert float(compared["low"]) < 0.2 < float(compared["high"])
     states = {
         (row["state"], row["reason"]): row["runs"] for row in shown(folder, "coverage.csv") if row["axis"] == "all"
     }
     assert states == {
-        ("done", ""): "9",
-        ("failed", "train: OutOfMemoryError: too much"): "2",
-        ("missing", "train; evaluate everyday_mc"): "2",
+        ("done", ""): "17",
+        ("failed", "train: OutOfMemoryError: too much"): "4",
+        ("missing", "train; evaluate everyday_mc"): "4",
     }
-    assert {row["seeds"] for row in shown(folder, "cells.csv") if row["kind"] == "train"} == {"2"}
+    assert {row["seeds"] for row in shown(folder, "cells.csv") if row["kind"] == "train"} == {"4"}
     sentences = (folder / "findings.md").read_text(encoding="utf-8")
     assert "- DPO against SFT, everyday_mc acc: higher (better) by 0." in sentences
-    assert "(2 pairs of cells, 2 seeds, 8 runs)" in sentences
+    assert "(2 pairs of cells, 4 seeds, 16 runs)" in sentences
     assert "- QLoRA against LoRA: not enough runs (no pair of cells)." in sentences
 
 
@@ -123,7 +123,7 @@ def test_a_sweep_of_which_nothing_is_done_has_a_report(tmp_path: Path) -> None:
     asked = ask([*WORDS, *AXES, f"root={tmp_path}"])
     text = write_report(asked, asked.plan())
     assert "No results yet." in text
-    assert "0 of 13 runs are complete, 13 are missing." in text
+    assert "0 of 25 runs are complete, 25 are missing." in text
     assert "Not enough runs for 8 of 8 claims." in text
     assert shown(asked.folder, "cells.csv") == []
 

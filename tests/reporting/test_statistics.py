@@ -149,6 +149,10 @@ def test_without_a_second_seed_it_is_students_test_over_the_cells_and_says_so() 
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
 
 
+def test_two_seeds_of_two_cells_are_just_enough_whatever_they_scored() -> None:
+    assert all(paired({"a": [0.0, 1.0], "b": [0.0, spread]}).p is not None for spread in (0.01, 1.0, 100.0))
+
+
 @pytest.mark.parametrize("groups", [[[1.0, 2.0]], [[1.0], [2.0]], [[1.0, 2.0], [1.0]], [[1.0]]], ids=str)
 def test_fewer_than_two_degrees_of_freedom_are_not_enough(groups: list[list[float]]) -> None:
     found = paired(dict(enumerate(groups)))

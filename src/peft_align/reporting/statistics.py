@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CONFIDENCE = 0.95
-LEAST_DF = 2  # with one degree of freedom, 95% of Student's distribution reaches to 12.7 standard errors
+LEAST_DF = 2  # over all cells; with one, 95% of Student's distribution reaches to 12.7 standard errors
 
 
 @dataclass(frozen=True)
@@ -164,26 +164,29 @@ def paired(differences: Mapping[Any, Sequence[float]]) -> Effect:
     means = [math.fsum(values) / len(values) for values in groups]
     n, seeds = len(groups), (min(map(len, groups)), max(map(len, groups)))
     mean = math.fsum(means) / n
-    basis, squared, df = mean_error([means] if seeds[1] < 2 else groups)
-    basis = "cells" if seeds[1] < 2 else basis
-    if df < LEAST_DF or squared <= 0:
-        return Effect(mean, None, None, 0, None, None, basis if df >= LEAST_DF else "", n, seeds)
+    independent = [means] if seeds[1] < 2 else groups
+    enough = sum(len(values) - 1 for values in independent) >= LEAST_DF
+    basis = ("cells" if seeds[1] < 2 else "seeds") if enough else ""
+    squared, df = mean_error(independent) if enough else (0.0, 0.0)
+    if squared <= 0:
+        return Effect(mean, None, None, 0, None, None, basis, n, seeds)
     error = math.sqrt(squared)
     half, p = t_quantile(df) * error, 2 * t_above(df, abs(mean) / error)
     return Effect(mean, mean - half, mean + half, df, error, p, basis, n, seeds)
 
 
-def mean_error(groups: Sequence[Sequence[float]]) -> tuple[str, float, float]:
-    """Of the mean of the groups' means: what its error is over, its squared standard error, its degrees of freedom."""
+def mean_error(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Of the mean of the groups' means: its squared standard error, and by Satterthwaite's rule its degrees of freedom.
+
+    Zeros where there is no spread.
+    """
     several = [values for values in groups if len(values) > 1]
-    if not several:
-        return "", 0.0, 0.0
     lone = len(groups) - len(several)
     terms = [(variance(values) * (1 / len(values) + lone / len(several)), len(values) - 1) for values in several]
     total = math.fsum(term for term, _ in terms)
     if total <= 0:
-        return "seeds", 0.0, math.fsum(df for _, df in terms)
-    return "seeds", total / len(groups) ** 2, total**2 / math.fsum(term**2 / df for term, df in terms)
+        return 0.0, 0.0
+    return total / len(groups) ** 2, total**2 / math.fsum(term**2 / df for term, df in terms)
 
 
 def by_seed(differences: Mapping[Any, Mapping[Any, float]]) -> Interval | None:
