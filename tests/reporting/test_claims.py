@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from peft_align.reporting.published import as_results
 WORDS = ("dataset=beavertails", "model=tiny", "peft=lora", "evaluation.benchmarks=[mmlu,bbh]")
 
 
-def sweep_of(*words: str) -> Sweep:
-    return expand(*WORDS, "method=sft,dpo", "seed=range(0,5)", *words)
+@functools.cache
+def sweep_of() -> Sweep:
+    return expand(*WORDS, "method=sft,dpo", "seed=range(0,5)")
 
 
 def measured(effects: dict[str, float], lower_is_better: bool = False, spread: float = 0.01) -> Results:
@@ -99,18 +101,21 @@ def test_a_part_is_decided_by_its_own_interval(own: ConfigSpace) -> None:
 
 
 def test_one_contradicted_part_of_many_must_stand_the_correction(own: ConfigSpace) -> None:
-    """With p of 0.03 among several parts a conjunction is not contradicted, only undecided."""
+    """With a p value of 0.016 among twelve parts a conjunction is not contradicted, only undecided."""
     contrast = "{cells: {method: dpo}, against: {method: sft}, benchmarks: [mmlu], expect: better}"
     many = claim(own, f"mine: {{says: so, contrasts: [{', '.join([contrast] * 12)}]}}")
     one = Claim("one", "so", "all", many.contrasts[:1])
-    for effect in range(1, 60):
-        found = measured({"mmlu": -0.0005 * effect, "bbh": 0.0})
-        (part,) = evaluate(found, one).parts
-        if part.contradict is not None and 0.005 < part.contradict < 0.025:
-            assert evaluate(found, one).verdict == "contradicted"
-            assert evaluate(found, many).verdict == "undecided"
-            return
-    pytest.fail("no effect of that size was drawn")
+
+    def give(run: Run, benchmark: str, step: int) -> float:
+        # five differences of mean -0.02263 and standard error 0.00707: t = -3.2, df = 4, one-sided p = 0.016
+        is_dpo = run.kind == "train" and run.choices["method"] == "dpo"
+        return 0.5 + is_dpo * (-0.02263 + 0.01 * (run.config.seed - 2))
+
+    found = results(sweep_of(), give)
+    (part,) = evaluate(found, one).parts
+    assert part.contradict == pytest.approx(0.0164, abs=5e-4)
+    assert evaluate(found, one).verdict == "contradicted"
+    assert evaluate(found, many).verdict == "undecided"
 
 
 def test_without_runs_there_are_not_enough(own: ConfigSpace) -> None:
