@@ -4,7 +4,7 @@ not use.
     python benchmarks/interval_coverage.py
 
 Scores are drawn with known means, spreads and effects, and the report's own functions are asked for their interval. The
-table goes into docs/performance.md.
+table goes into docs/results.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from side_by_side import write_down
+from side_by_side import ROOT, put
 
 from peft_align.reporting.resampling import bootstrap_t
 from peft_align.reporting.statistics import by_seed, paired, score, t_interval
@@ -221,9 +221,10 @@ def main() -> int:
     rows = [["interval", "drawn", "holds the truth", "offered for it"], ["---"] * 4]
     for case, share in zip(CASES, found, strict=True):
         rows.append([case.name, case.drawn, f"{100 * share:.1f}%", "yes" if case.offered else "no"])
-    result = {f"{case.name}: {case.drawn}": share for case, share in zip(CASES, found, strict=True)}
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    write_down("interval_coverage", {"simulations": given.simulations, "coverage": result}, table)
+    command = f"python benchmarks/interval_coverage.py --simulations {given.simulations}"
+    put(ROOT / "docs" / "results.md", "interval_coverage", f"{table}\n\n`{command}`")
+    print(table)
     return 0
 
 
