@@ -33,7 +33,7 @@ import sys
 from peft_align import VERB
 sys.argv = sys.argv[1:]
 code = VERB.main()
-print(*(name for name in ("torch", "pandas", "scipy", "matplotlib") if name in sys.modules), file=sys.stderr)
+print("loaded:", *(name for name in ("torch", "pandas", "scipy", "matplotlib") if name in sys.modules), file=sys.stderr)
 sys.exit(code)
 """
 
@@ -169,13 +169,16 @@ def test_tables_of_an_earlier_state_do_not_stay(tmp_path: Path) -> None:
     assert not (tmp_path / "tables").exists()
 
 
-@pytest.mark.parametrize(("name", "loaded"), [("report", "scipy"), ("status", ""), ("plan", "")])
-def test_verbs_that_only_look_load_no_more_than_they_need(tmp_path: Path, name: str, loaded: str) -> None:
-    root = tmp_path / "outputs"
-    on_disk(root, expand(*WORDS, *AXES), a_third_gone)
+@pytest.mark.parametrize(("name", "unwanted"), [("status", "scipy"), ("plan", "scipy"), ("report", "torch")])
+def test_verbs_that_only_look_load_no_more_than_they_need(tmp_path: Path, name: str, unwanted: str) -> None:
+    if name != "plan":  # which looks for how long like runs took
+        on_disk(tmp_path / "outputs", expand(*WORDS, *AXES), a_third_gone)
     command = [sys.executable, "-c", LOADED.replace("VERB", name), name, *WORDS, *AXES]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (found.returncode, found.stderr.strip()) == (0, loaded)
+    assert found.returncode == 0, found.stderr
+    loaded = found.stderr.splitlines()[-1].split()
+    assert unwanted not in loaded
+    assert name == "report" or loaded == ["loaded:"]
 
 
 # --- a whole study

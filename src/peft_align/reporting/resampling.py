@@ -96,5 +96,5 @@ def on_front(points: Sequence[Sequence[float]]) -> list[bool]:
 def _beaten(means: Floats, i: int) -> NDArray[np.bool_]:
     """In which draws another cell is as good as the i-th in everything and better in something."""
     own = means[:, i : i + 1]
-    beaten: NDArray[np.bool_] = ((means >= own).all(axis=2) & (means > own).any(axis=2)).any(axis=1)
-    return beaten
+    as_good, better = np.all(means >= own, axis=2), np.any(means > own, axis=2)
+    return np.asarray(np.any(as_good & better, axis=1), dtype=np.bool_)

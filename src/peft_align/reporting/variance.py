@@ -56,7 +56,7 @@ def shares(places: Sequence[Mapping[str, Any]], values: Sequence[float], axes: S
     axes = [axis for axis in axes if len({repr(place[axis]) for place in places}) > 1]
     if not axes or total <= 0:
         return []
-    labels = {(axis,): [repr(place[axis]) for place in places] for axis in axes}
+    labels: dict[tuple[str, ...], list[str]] = {(axis,): [repr(place[axis]) for place in places] for axis in axes}
     for pair in itertools.combinations(axes, 2):
         labels[pair] = [repr([place[axis] for axis in pair]) for place in places]
     terms: list[tuple[str, ...]] = []
