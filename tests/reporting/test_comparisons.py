@@ -10,9 +10,10 @@ from sweeping import expand, shipped
 
 from peft_align.grid.runs import Run
 from peft_align.reporting.cells import Results
-from peft_align.reporting.comparisons import COLUMNS, Compared, comparison_rows, comparisons
-from peft_align.reporting.contrasts import load_comparisons
+from peft_align.reporting.comparisons import COLUMNS, Compared, compare, comparison_rows, comparisons
+from peft_align.reporting.contrasts import Contrast, load_comparisons, pairs
 from peft_align.reporting.findings import comparison_sentence
+from peft_align.reporting.statistics import paired
 
 WORDS = ("dataset=beavertails", "model=tiny", "peft=lora", "evaluation.benchmarks=[mmlu,bbh]")
 
@@ -138,3 +139,17 @@ def test_a_third_of_the_runs_missing_changes_what_it_rests_on_and_biases_nothing
     one = compared(results(sweep, give))["DPO against SFT", "mmlu"]
     assert (one.effect.cells, one.effect.seeds, one.runs) == (3, (3, 6), 24)
     assert abs(one.effect.value or 9) < 0.2
+
+
+def test_against_an_unaligned_base_its_own_item_error_counts_once_for_all_that_share_it() -> None:
+    """One base of two cells, its item error 0.01: the cells' spread is divided by their number, that is not."""
+    sweep = expand(*WORDS, "method=sft", "preference=harmless,helpful", "seed=range(0,5)")
+    measured = results(sweep, lambda run, b, s: 0.4 if run.kind == "baseline" else 0.5 + noise(run, b, spread=0.001))
+    one = Contrast("aligned", {"method": ["sft"]}, "baseline")
+    (mmlu, _) = compare(measured, one)
+    found = pairs(measured, one, mmlu.measure, {})
+    groups = {key: [pair.difference for pair in of.values()] for key, of in found.items()}
+    without = paired(groups)
+    assert (mmlu.effect.error or 0) ** 2 == pytest.approx((without.error or 0) ** 2 + 0.01**2)
+    assert mmlu.effect.df > 1000 * without.df
+    assert (mmlu.by_seed, mmlu.bootstrap) == (None, None)

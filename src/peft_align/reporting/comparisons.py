@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -80,15 +81,29 @@ def compare(results: Results, contrast: Contrast, measures: Iterable[Measure] | 
 def _compared(results: Results, contrast: Contrast, measure: Measure, part: Where, pairs: Pairs) -> Compared:
     differences = {key: {seed: pair.difference for seed, pair in of.items()} for key, of in pairs.items()}
     groups = {key: list(of.values()) for key, of in differences.items()}
-    effect = paired(groups)
-    seedwise = by_seed(differences) if effect.basis == "seeds" else None
+    fixed = _fixed(pairs)
+    effect = paired(groups, fixed)
+    seedwise = by_seed(differences) if effect.basis == "seeds" and not fixed else None
     again = None
-    if effect.p is not None:
+    if effect.p is not None and not fixed:
         alone = effect.basis == "cells"
         again = bootstrap_t([[v for of in groups.values() for v in of]] if alone else list(groups.values()))
     runs = {run for of in pairs.values() for pair in of.values() for run in pair.runs}
     better = results.better.get(measure)
     return Compared(contrast, measure, part, effect, seedwise, again, len(runs), better)
+
+
+def _fixed(pairs: Pairs) -> float:
+    """The squared error that unaligned bases bring in: each is one model, scored once for all cells set against it.
+
+    How hard the items are is in both scores and in no difference; the luck of the base's own answers is not, and its
+    item error is the most that this can be.
+    """
+    cells: dict[tuple[str, float], int] = {}
+    for of in pairs.values():
+        for base in {pair.fixed for pair in of.values() if pair.fixed is not None}:
+            cells[base] = cells.get(base, 0) + 1
+    return math.fsum((n / len(pairs) * error) ** 2 for (_, error), n in cells.items())
 
 
 def comparisons(results: Results, contrasts: Sequence[Contrast]) -> list[Compared]:

@@ -213,10 +213,16 @@ def load_comparisons(space: ConfigSpace) -> list[Contrast]:
 
 @dataclass(frozen=True)
 class Pair:
-    """The difference of one pair of one seed, and the ids of the runs that it is of."""
+    """The difference of one pair of one seed.
+
+    Attributes:
+        runs: ids of those that it is of.
+        fixed: of a difference to an unaligned base, which has no seeds: its id and the standard error over its items.
+    """
 
     difference: float
     runs: frozenset[str]
+    fixed: tuple[str, float] | None = None
 
 
 Pairs = dict[tuple[Any, ...], dict[Any, Pair]]  # of each cell that both sides have, by seed
@@ -316,7 +322,8 @@ def _against_own(results: Results, against: str, measure: Measure, left: Sequenc
         known = [other.value for other in others]
         theirs = choose(known) if against == BEST_PARENT else math.fsum(known) / len(known)
         runs = frozenset((value.run_id, *(other.run_id for other in others)))
-        found.setdefault(value.at(axes), {})[value.seed] = Pair(value.value - theirs, runs)
+        fixed = (others[0].run_id, others[0].error or 0.0) if against == BASELINE else None
+        found.setdefault(value.at(axes), {})[value.seed] = Pair(value.value - theirs, runs, fixed)
     return found
 
 

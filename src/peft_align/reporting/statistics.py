@@ -146,7 +146,7 @@ class Effect:
         return t_above(self.df, (self.value - bound) / self.error)
 
 
-def paired(differences: Mapping[Any, Sequence[float]]) -> Effect:
+def paired(differences: Mapping[Any, Sequence[float]], fixed: float = 0.0) -> Effect:
     """The mean over cells of their mean differences over seeds.
 
     The cells are those that were asked for, not a sample of others: their differences need not be equal, and the
@@ -157,6 +157,7 @@ def paired(differences: Mapping[Any, Sequence[float]]) -> Effect:
 
     Args:
         differences: of each cell, one value a seed that both sides have.
+        fixed: squared standard error of the effect that the spread over seeds does not show.
     """
     groups = [list(values) for values in differences.values() if len(values)]
     if not groups:
@@ -170,7 +171,8 @@ def paired(differences: Mapping[Any, Sequence[float]]) -> Effect:
     squared, df = mean_error(independent) if enough else (0.0, 0.0)
     if squared <= 0:
         return Effect(mean, None, None, 0, None, None, basis, n, seeds)
-    error = math.sqrt(squared)
+    df *= ((squared + fixed) / squared) ** 2  # what is known besides has no degrees of freedom to lose
+    error = math.sqrt(squared + fixed)
     half, p = t_quantile(df) * error, 2 * t_above(df, abs(mean) / error)
     return Effect(mean, mean - half, mean + half, df, error, p, basis, n, seeds)
 
