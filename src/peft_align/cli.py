@@ -6,7 +6,7 @@ import dataclasses
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ class Asked:
     line: CommandLine
     sweep: Sweep
     planner: Planner
+    space: ConfigSpace = field(default_factory=ConfigSpace)
 
     @property
     def root(self) -> Path:
@@ -74,14 +75,15 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, own: Sequence[str] = 
                 [Fault("command line", what, "give +grid=NAME or overrides, e.g. +grid=quickstart; see --help")]
             )
         words = [word for word in manifest["command"] if not word.lstrip("+").startswith("root=")]
-        dirs = [f"--config-dir={folder}" for folder in manifest["config_dirs"]]
+        folders = dict.fromkeys([*manifest["config_dirs"], *map(str, line.config_dirs)])
+        dirs = [f"--config-dir={folder}" for folder in folders]
         remembered = parse([*words, f"root={root}", *dirs], own=own)
         line = dataclasses.replace(remembered, flags=line.flags)
     space = ConfigSpace(line.config_dirs, line.hydra)
     sweep = build_sweep(space, line)
     if ADAPTER in line.own:
         sweep = with_adapters(sweep, list(map(str, line.own[ADAPTER])))
-    return Asked(line, sweep, Planner(Path(sweep.config.root), sweep.config.hub.mirror))
+    return Asked(line, sweep, Planner(Path(sweep.config.root), sweep.config.hub.mirror), space)
 
 
 def resolved(sweep: Sweep) -> str:

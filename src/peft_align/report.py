@@ -1,4 +1,8 @@
-"""Write the result table of a sweep, results.csv, .parquet and .md in its folder, from the disk alone.
+"""Write the results of a sweep into its folder, from the disk alone: the table, and what it shows.
+
+results.csv, .parquet, .md    every result; mean ± 95% interval over seeds
+findings.md                   sentences: comparisons, claims, published numbers, each with its interval and its runs
+comparisons.csv claims.csv published.csv coverage.csv cells.csv front.csv variance.csv tables/*.tex    docs/results.md
 
 usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--config-dir DIR]
 
@@ -28,7 +32,14 @@ from peft_align.store.runs import RunDir
 
 
 def write_report(asked: Asked, items: Sequence[Item]) -> str:
-    """Write the files and return what is shown: the summary, and where the files are."""
+    """Write the files and return what is shown: the summary, and where the files are.
+
+    Raises:
+        InputError: conf/report/ has faults.
+    """
+    from peft_align.reporting import findings  # imports numpy
+
+    questions = findings.load_questions(asked.space)
     table = rows(asked.sweep, items, asked.root)
     names = columns(asked.sweep)
     folder = asked.folder
@@ -37,10 +48,10 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
     write_parquet(folder / "results.parquet", names, table)
     with atomic_write(folder / "results.md") as temporary:
         temporary.write_text(summary, encoding="utf-8")
-    lacking = sum(not item.done for item in items)
-    note = f"{lacking} of {len(items)} runs are not complete yet.\n" if lacking else ""
+    found = findings.find(asked.space, questions, asked.sweep, items, table)
+    findings.write(found, folder)
     told = "".join(f"warning: {warning}\n" for warning in data_warnings(items, asked.root))
-    return f"{summary}\n{note}{told}{len(table)} rows: {folder / 'results.csv'}\n"
+    return f"{summary}\n{findings.summary(found)}{told}{len(table)} rows: {folder / 'results.csv'}\n"
 
 
 def data_warnings(items: Sequence[Item], root: Path) -> list[str]:

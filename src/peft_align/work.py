@@ -31,6 +31,9 @@ def carry_out(asked: Asked, items: Callable[[], Sequence[Item]], stages: tuple[s
     Raises:
         InputError: something that is needed is not there; nothing was started.
     """
+    from peft_align.reporting.findings import load_questions  # imports numpy
+
+    load_questions(asked.space)  # the report would be refused for their faults when all is done
     launcher = asked.sweep.config.launcher
     if isinstance(launcher, Slurm):
         from peft_align.launch.outcome import settle

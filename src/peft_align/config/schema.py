@@ -82,6 +82,8 @@ class Model:
     template: str = value("how a dialogue becomes text", choices=("vicuna", "mistral", "chat"))
     shape: Shape = operational("for plan's figures without a download; weights are identified by digest")
     attention: str = operational("attention implementation", default="sdpa", choices=("sdpa", "eager"))
+    instruction_tuned: bool | None = operational("for reports; null: not said", default=None)
+    tuned_from: str | None = operational("option of the model that it was tuned from, for reports", default=None)
 
 
 @dataclass(frozen=True)
