@@ -6,9 +6,10 @@ of thumb, stated below; adapters and saved merges are counted.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from peft_align.config.judges import ANSWERING
 from peft_align.config.launchers import Local, Slurm
 from peft_align.config.schema import DPO, Config, Disk
 from peft_align.errors import Fault, InputError
-from peft_align.grid.cost import BYTES, adapter_parameters, base_parameters, human_bytes
+from peft_align.grid.cost import BYTES, adapter_parameters, base_parameters, human_bytes, trainable_parameters
 from peft_align.grid.footprint import moment_bytes, together
 from peft_align.grid.planner import Item, Request
 from peft_align.grid.runs import Run
@@ -27,7 +28,7 @@ from peft_align.store.usage import block_bytes, free_bytes, taken
 
 RECORD = 4_000  # bytes of a record, of what a run is, of a log
 METRICS_A_STEP = 300
-TENSOR = 150  # of a file's header
+TENSOR = 130  # of a file's header
 RANDOM_STATES = 20_000  # and the schedule, beside the weights of a training state
 STATES = 2  # kept of a run at a time: the next one is whole before the last one goes
 # Rules of thumb, packed bytes of a sample.
@@ -75,13 +76,14 @@ def room_needed(root: Path, items: Sequence[Item], devices: int = 1) -> Room:
     """
     block = block_bytes(root)
     training = [item for item in items if item.to_make and item.run.kind == "train"]
+    runs = {item.run.id: item.run for item in items}
     copies = 0 if _links_work(root, items) else 1
     return Room(
         adapters=sum(_training_bytes(item.run, block, copies) for item in training),
         states=_state_bytes([item.run for item in training], devices),
         samples=_sample_bytes(root, items, block),
         caches=max(0, _cache_bytes([item.run for item in training], block) - _caches_there(root)) if training else 0,
-        merges=sum(_merge_bytes(item, block) for item in items if item.run.kind == "merge"),
+        merges=sum(_merge_bytes(item, runs, block) for item in items if item.run.kind == "merge"),
     )
 
 
@@ -250,16 +252,19 @@ def _caches_there(root: Path) -> int:
     return taken(root / "reference", root / "tokenized")
 
 
-def _merge_bytes(item: Item, block: int) -> int:
-    """A merge's recipe, and the forms in which it is to be saved."""
-    run = item.run
+def _merge_bytes(item: Item, runs: Mapping[str, Run], block: int) -> int:
+    """A merge's recipe, and the forms in which it is to be saved: an adapter has the ranks of its inputs together."""
+    run, shape = item.run, item.run.config.model.shape
     total = 2 * _whole(RECORD, block) + block if item.to_make else 0
     for form in item.to_save:
         if form == "full":
-            size: float = base_parameters(run.config.model.shape) * BYTES[run.config.peft.compute_dtype]
+            size: float = base_parameters(shape) * BYTES[run.config.peft.compute_dtype]
         else:
-            rank = getattr(run.config.merge, "save_rank", None) or len(run.parents) * run.config.peft.r
-            size = _weights(run, BYTES["fp32"]) / run.config.peft.r * rank
+            inputs = [runs[parent].config.peft for parent in run.parents if parent in runs]
+            names = sorted({name for peft in inputs for name in peft.target_modules})
+            rank = getattr(run.config.merge, "save_rank", None) or sum(peft.r for peft in inputs)
+            whole = dataclasses.replace(run.config.peft, r=rank, target_modules=names)
+            size = (trainable_parameters(shape, whole) or 0) * BYTES["fp32"] + 2 * shape.layers * len(names) * TENSOR
         total += _whole(size, block) + 2 * block
     return total
 
