@@ -127,7 +127,7 @@ def words_of(folder: Path) -> list[str]:
 
 
 def timed(folder: Path, words: Sequence[str]) -> dict[str, float]:
-    """Wall time, CPU time, peak resident memory of a verb in a process of its own. This program stays small beside it."""
+    """Wall time, CPU time, peak memory of a verb in a process of its own. This program stays small beside it."""
     command = [sys.executable, "-m", f"peft_align.{words[0]}", *words[1:], *words_of(folder)]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | own_cache(folder))

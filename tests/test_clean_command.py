@@ -286,7 +286,7 @@ class Killed(BaseException):
 def test_a_kill_at_any_moment_loses_nothing_and_the_same_command_goes_on(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"root={root}", "states", "temporary", "caches", "evaluations", "runs", "disk.cache_gb=0", "--yes"]
+    words = [f"root={root}", "states", "temporary", "caches", "runs", "disk.cache_gb=0", "--yes"]
     listed = set.union(*found(root, *words[1:-1], capsys=capsys).values())
     kept = {name for name in files(root) if not any(Path(name).is_relative_to(path) for path in listed)}
     known, left = done(root), 0
