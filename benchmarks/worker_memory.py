@@ -58,14 +58,15 @@ def work(given: argparse.Namespace) -> list[int]:
     from peft_align.config.command_line import parse
     from peft_align.config.compose import ConfigSpace
     from peft_align.grid.expand import build_sweep
+    from peft_align.grid.runs import Run
     from peft_align.launch.job import Worker
 
     found: list[int] = []
     process = psutil.Process()
 
     class Watched(Worker):
-        def do(self, *asked: Any) -> bool | None:
-            done = super().do(*asked)
+        def do(self, run: Run, member: Any = None) -> bool | None:
+            done = super().do(run, member)
             found.append(process.memory_info().rss)
             print(f"run {len(found)}: {found[-1] / 1e6:.0f} MB", flush=True)
             if given.traced:
