@@ -20,6 +20,7 @@ VERBS = {
     "cancel": "end the Slurm jobs of a sweep, or of some of its runs",
     "fetch": "have on this machine what a sweep needs from the hub",
     "report": "write the result table",
+    "clean": "show what no result depends on, and remove it",
 }
 
 

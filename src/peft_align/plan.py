@@ -8,7 +8,7 @@ examples:
   python -m peft_align.plan +grid=quickstart method=dpo --cfg
 
 flags:
-  --json            one JSON object: runs, kinds, parents, axes, done, to_do, training_kinds, disk_bytes, run_list, ...
+  --json            one JSON object: runs, kinds, parents, axes, done, to_do, training_kinds, disk, run_list, ...
   --cfg             print the fully resolved config of the first run, and stop
   --config-dir DIR  take options from your own folder too (may be repeated)
 """
@@ -28,10 +28,19 @@ from peft_align.cli import Asked, ask, resolved, run_verb
 from peft_align.config.benchmarks import Generated
 from peft_align.config.launchers import Slurm
 from peft_align.config.schema import Dataset, Model
-from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, human_time, proposals, seconds_left
+from peft_align.grid import disk
+from peft_align.grid.cost import (
+    adapter_parameters,
+    human_bytes,
+    human_time,
+    measured,
+    proposals,
+    seconds_left,
+)
 from peft_align.grid.kinds import kinds_of, lines
 from peft_align.grid.needs import not_here, unready
 from peft_align.grid.planner import Item
+from peft_align.launch.local import visible_gpus
 
 KINDS = ("train", "merge", "baseline")
 SHOWN_REASONS = 12
@@ -61,7 +70,7 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         shown = {"merge": item.run.choices["merge"]} if item.run.kind == "merge" else item.run.axes
         for key, value in shown.items() if item.run.kind != "baseline" else ():
             axes.setdefault(key, Counter())[f"{value:g}" if isinstance(value, float) else str(value)] += 1
-    seconds = seconds_left(asked.root, items)
+    records = measured(asked.root, items)
     todo = [item for item in items if not item.done]
     return {
         "sweep": asked.sweep.name,
@@ -83,10 +92,10 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         "not_ready": [str(fault) for fault in unready(todo)],
         "not_judged": sorted(_unjudged(own)),
         "trainable_parameters": trainable(own),
-        "training_kinds": kinds_of(asked.root, items),
-        "disk_bytes": disk_bytes(items),
-        "training_seconds": seconds,
-        "resources": proposals(asked.root, items),
+        "training_kinds": kinds_of(items, records),
+        "disk": disk.described(asked.root, items, asked.sweep.config.disk, len(visible_gpus()) or 1),
+        "training_seconds": seconds_left(items, records),
+        "resources": proposals(records),
         "run_list": [
             {
                 "id": item.run.id,
@@ -185,7 +194,9 @@ def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool, on_slurm
         )
     seconds = content["training_seconds"]
     time = human_time(seconds) if seconds is not None else "unknown: no like run was measured here yet"
-    console.print(f"disk for adapters: {human_bytes(content['disk_bytes'])}; training time on one device: {time}")
+    for line in disk.told(content["disk"]):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"training time on one device: {time}", highlight=False)
 
 
 def main() -> int:

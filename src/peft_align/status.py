@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from peft_align.cli import ask, run_verb
-from peft_align.grid.cost import human_time, seconds_left
+from peft_align.grid.cost import human_time, measured, seconds_left
 from peft_align.launch.follow import Unanswered, cluster_states
 from peft_align.launch.watch import STATES, line, summary, tail
 from peft_align.store.runs import RunDir
@@ -39,7 +39,7 @@ def verb(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         states = error.states
     counts = Counter(state.state for state in states)
-    seconds = seconds_left(asked.root, items)
+    seconds = seconds_left(items, measured(asked.root, items))
     if "--json" in asked.line.flags:
         content = {"sweep": asked.sweep.name, "time": time.time(), "counts": {s: counts[s] for s in STATES}}
         content |= {"training_seconds_left": seconds}

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from peft_align.cli import FAILED, Asked, ask, resolved, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.grid.needs import check_inputs
-from peft_align.grid.planner import ancestors, order
+from peft_align.grid.planner import Item, ancestors, order
 from peft_align.grid.runs import STAGES
 from peft_align.launch.watch import line, observe
 from peft_align.store.records import write_json
@@ -46,10 +46,12 @@ def verb(argv: list[str]) -> int:
                     directory.commit_attempt()
     if "cell" in asked.line.own:
         return do_cell(asked, asked.line.own["cell"])
-    items = asked.plan()
-    todo = sum(not item.done for item in items)
-    headline = f"{asked.sweep.name}: {len(items)} runs, {len(items) - todo} done, {todo} to do ({asked.folder})"
-    return carry_out(asked, asked.plan, STAGES, headline)
+
+    def headline(items: Sequence[Item]) -> str:
+        todo = sum(not item.done for item in items)
+        return f"{asked.sweep.name}: {len(items)} runs, {len(items) - todo} done, {todo} to do ({asked.folder})"
+
+    return carry_out(asked, STAGES, lambda item: True, headline)
 
 
 def do_cell(asked: Asked, given: Sequence[object]) -> int:

@@ -174,10 +174,11 @@ class ConfigSpace:
         leaf = validate.leaves()
         seed = validate.check(top["seed"], int, leaf["seed"].rule, "seed", faults)
         root = validate.check(top["root"], str, leaf["root"].rule, "root", faults)
-        hub = validate.convert(validate.hints(Config)["hub"], top["hub"], "hub", faults)
+        nested = {k: validate.convert(validate.hints(Config)[k], top[k], k, faults) for k in ("hub", "disk")}
         if failed or len(faults) > before:
             return None
-        return Config(**{group: part.value for group, part in parts.items()}, seed=seed, root=root, hub=hub), parts
+        groups = {group: part.value for group, part in parts.items()}
+        return Config(**groups, seed=seed, root=root, **nested), parts
 
     def _group(
         self,

@@ -38,7 +38,7 @@ def train_id(config: Config, parts: Mapping[str, Built], choices: Mapping[str, s
 
 def model_identity(model: Model) -> dict[str, object]:
     """The scientific fields of a model; of one that is built on the spot, its shape too, for it is the model."""
-    shape = {"shape": dataclasses.asdict(model.shape)} if model.source == "random" else {}
+    shape = {"shape": dict(vars(model.shape))} if model.source == "random" else {}
     return scientific(type(model), model) | shape
 
 

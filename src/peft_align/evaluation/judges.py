@@ -86,6 +86,7 @@ class Answers:
                 assert self._journal is not None
                 assert self._answers is not None
                 self._journal.append([{"question": names[i], "answer": answer, **usage}])
+                self._journal.entries.clear()  # once in memory is enough
                 self._answers[names[i]] = answer
                 self.asked += 1
                 self.input_tokens += usage.get("input_tokens", 0)

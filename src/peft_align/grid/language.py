@@ -312,7 +312,7 @@ def check_value(space: ConfigSpace, key: str, v: Any, at: str, faults: list[Faul
     leaf = validate.leaves().get(key)
     if leaf is None:
         groups_and_leaves = [*validate.leaves(), *GROUPS, "grid"]
-        what = "is a group of settings, not one" if key in ("hub",) or key in _nodes() else "no such key"
+        what = "is a group of settings, not one" if key in ("hub", "disk") or key in _nodes() else "no such key"
         faults.append(Fault(at, what, suggest(key, groups_and_leaves)))
         return v
     if any(isinstance(part, str) and "${" in part for part in (v if isinstance(v, list) else [v])):

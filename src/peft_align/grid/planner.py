@@ -268,11 +268,12 @@ def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:
     found: dict[tuple[Any, ...], Request] = {}
     judges: dict[tuple[Any, ...], dict[tuple[str, Judge], None]] = {}  # several blocks may ask for several
     for scoring in run.scorings:
+        asked = [(name, benchmark, conditions(benchmark, scoring)) for name, benchmark in scoring.benchmarks]
         for step in scoring.steps:
-            for name, benchmark in scoring.benchmarks:
-                key = request_key(run, benchmark, scoring, step, record)
+            for name, benchmark, content in asked:
+                key = request_key(run, content, scoring, step, record)
                 request = Request(run.id, step, name, benchmark, scoring, key)
-                told = key or {**conditions(benchmark, scoring), "base": scoring.base}
+                told = key or {**content, "base": scoring.base}
                 unique = (step, name, repr(told))
                 found.setdefault(unique, request)
                 own = ((option, judge) for judged, option, judge in scoring.judges if judged == name)
@@ -334,9 +335,9 @@ def protocol(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def request_key(
-    run: Run, benchmark: Benchmark, scoring: Scoring, step: int, record: Mapping[str, Any] | None
+    run: Run, asked: dict[str, Any], scoring: Scoring, step: int, record: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The key of an evaluation, or None while its adapter does not exist."""
+    """The key of an evaluation under these conditions, or None while its adapter does not exist."""
     adapter, base = None, base_identity(run.config.model, scoring.base)
     if run.kind == "train":
         if record is None or str(step) not in record["checkpoints"]:
@@ -347,7 +348,7 @@ def request_key(
             return None
         adapter = record["digest"]
         base |= {"weights": run.base_of(scoring.base)} if run.kind == "merge" else {}
-    return conditions(benchmark, scoring) | {"adapter": adapter, "base": base}
+    return asked | {"adapter": adapter, "base": base}
 
 
 @functools.cache

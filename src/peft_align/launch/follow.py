@@ -27,10 +27,14 @@ PLAIN_INTERVAL = 60.0  # seconds between lines where there is no terminal
 def cluster_states(planner: Planner, items: Sequence[Item]) -> tuple[list[State], set[str]]:
     """The state of every run, and the jobs that live; without Slurm, or submissions, what the disk says.
 
+    Args:
+        planner: of the root.
+        items: of a plan that was made just now.
+
     Raises:
         Unanswered: Slurm does not answer; it holds what the disk says.
     """
-    states = [observe(planner, item) for item in items]
+    states = [observe(planner, item, item) for item in items]
     known = submissions(planner.root)
     open_ids = {state.run_id for state in states if state.state != "done"}
     if not known or not queue.is_there():

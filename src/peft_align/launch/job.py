@@ -12,10 +12,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,8 @@ class Worker:
                 if self._must_wait(run):
                     held.append(run)
                     continue
-                failed |= self._train_packed(run, [r for r in waiting[at + 1 :] if r.id not in failed], logged=logged)
+                others = (r for r in islice(waiting, at + 1, None) if r.id not in failed)
+                failed |= self._train_packed(run, others, logged=logged)
                 if run.id in failed:
                     continue
                 with self._output(run, logged=logged):
@@ -98,7 +100,7 @@ class Worker:
     def _output(self, run: Run, *, logged: bool) -> AbstractContextManager[None]:
         return output_to(RunDir(self.root, run.id).log) if logged else nullcontext()
 
-    def _train_packed(self, run: Run, others: Sequence[Run], *, logged: bool) -> set[str]:
+    def _train_packed(self, run: Run, others: Iterable[Run], *, logged: bool) -> set[str]:
         """Train a run together with some of the others, if it may be; returns the ids of those that failed."""
         if "train" not in self.stages or run.config.train.pack_runs == 1:
             return set()

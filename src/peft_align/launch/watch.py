@@ -37,8 +37,14 @@ class State:
     eta: str = ""
 
 
-def observe(planner: Planner, item: Item) -> State:
-    """The state of one run. `lost`: it was in progress, and the process that did it is gone."""
+def observe(planner: Planner, item: Item, fresh: Item | None = None) -> State:
+    """The state of one run. `lost`: it was in progress, and the process that did it is gone.
+
+    Args:
+        planner: looks at the run again, where its item does not say that it is done.
+        item: of the plan, which may have been made some time ago.
+        fresh: it was made just now, and is not made again.
+    """
     if item.done:
         return State(item.run.id, "done", item.why)
     directory = RunDir(planner.root, item.run.id)
@@ -47,7 +53,7 @@ def observe(planner: Planner, item: Item) -> State:
         if directory.is_locked(by_clock=True):
             return running(item.run.id, progress)
         return State(item.run.id, "lost", f"{progress.get('stage', '')}: its process is gone")
-    fresh, failure = planner.item(item.run), directory.failure()
+    fresh, failure = fresh or planner.item(item.run), directory.failure()
     if failure is not None and not fresh.done:
         name = "blocked" if failure.get("kind") == "blocked" else "failed"
         return State(item.run.id, name, f"{failure['stage']}: {failure['reason']}")

@@ -169,7 +169,8 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
 
     Shown are the metrics that the benchmarks' options name; the CSV holds all.
     """
-    table = _spread_baselines([row for row in table if _is_shown(sweep, row)])
+    named = {name: b.metrics for run in sweep.runs for scoring in run.scorings for name, b in scoring.benchmarks}
+    table = _spread_baselines([row for row in table if _is_shown(named, row)])
     if not table:
         return "No results yet.\n"
     keys = [*MAIN_AXES, *_further(columns(sweep)), "step"]
@@ -228,9 +229,9 @@ def _conditions_differ(table: Sequence[Row], keys: Sequence[str]) -> bool:
     return len(set(places)) < len(places)
 
 
-def _is_shown(sweep: Sweep, row: Row) -> bool:
-    shown = {name: b.metrics for run in sweep.runs for scoring in run.scorings for name, b in scoring.benchmarks}
-    metrics = shown.get(str(row["benchmark"]).partition("/")[0], ["*"])
+def _is_shown(named: Mapping[str, Sequence[str]], row: Row) -> bool:
+    """Whether the option of the row's benchmark names its metric."""
+    metrics = named.get(str(row["benchmark"]).partition("/")[0], ["*"])
     return "*" in metrics or str(row["metric"]).partition(",")[0] in metrics
 
 

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class RunDir:
     root: Path
     id: str
 
-    @property
+    @cached_property
     def path(self) -> Path:
         return self.root / "runs" / self.id
 
