@@ -95,10 +95,11 @@ def test_a_stopped_run_goes_on_to_the_same_end(told_to_stop: None, tmp_path: Pat
         Worker(cut.root, "sweep", ("train",)).do(run)
     asked_to_stop.by = 0
     assert (cut.failure() or {})["kind"] == "stopped"
-    state = json.loads((cut.state / "record.json").read_text(encoding="utf-8"))
+    newest = cut.states()[0]
+    state = json.loads((newest / "record.json").read_text(encoding="utf-8"))
     assert 0 < state["step"] < 20
     assert state["inputs"]["processes"] == 2
-    random = [torch.load(cut.state / f"rng_state_{rank}.pth", weights_only=False)["cpu"] for rank in (0, 1)]
+    random = [torch.load(newest / f"rng_state_{rank}.pth", weights_only=False)["cpu"] for rank in (0, 1)]
     assert not torch.equal(*random)  # or both would drop out the same
 
     shutil.copytree(cut.root, tmp_path / "alone")  # one process does not go on from the state of two

@@ -4,7 +4,7 @@ Supports: SFT and DPO; LoRA and QLoRA (NF4); CPU and CUDA devices (never run on 
 from an SFT run. The samples, their order and the batches are decided before the trainer sees them. Everything is
 written into `attempt/` and put in place as a whole, its record last.
 
-An interrupted run goes on from its last training state (training/state.py), to the same end.
+An interrupted run goes on from its last whole training state (training/state.py), to the same end.
 
 Several processes may train a run together (launch/distributed.py): each calls `train` and takes an equal part of each
 batch on its own device, the main one alone writes.
@@ -45,9 +45,10 @@ from peft_align.store.references import References
 from peft_align.store.runs import FORMAT, RunDir, step_name
 from peft_align.training import dpo, packed, processes, sft
 from peft_align.training.engine import FORWARD, PackedTrainer
+from peft_align.training.numerics import TrainingFailed, must_be_written
 from peft_align.training.pack_runs import Member
-from peft_align.training.recorder import Recorder, TrainingFailed, memory_choice
-from peft_align.training.state import discard_state, find_state
+from peft_align.training.recorder import Recorder, checkpoint_steps, memory_choice
+from peft_align.training.state import find_state
 from peft_align.training.tracking import Log
 
 METHODS = {
@@ -85,7 +86,7 @@ def train(
     Raises:
         Interrupted: `should_stop` said so.
         InputError: the data cannot be read, or a target module does not exist.
-        TrainingFailed: the loss is not finite.
+        TrainingFailed: a loss, a gradient or a weight is not finite, or what is made cannot be written.
     """
     config, started = run.config, time.time()
     rows, data = training_rows(config, base, directory.root)
@@ -97,7 +98,8 @@ def train(
         "parents": {parent: adapter_digest(RunDir(directory.root, parent).train_record()) for parent in run.parents},
         "processes": processes.count(),  # each has random states of its own
     }
-    resumed = processes.agreed(find_state(directory, inputs) if processes.is_main() else None)
+    steps = checkpoint_steps(run, directory)
+    resumed = processes.agreed(find_state(directory, inputs, steps) if processes.is_main() else None)
     directory.attempt.mkdir(parents=True, exist_ok=True)
     prepared: dict[str, int] = {}
     engine = engine_of(config, base, rows)
@@ -142,7 +144,7 @@ def train(
             processes.say(f"going on from step {resumed[1]['step']}")
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
         if recorder.interrupted:
-            raise Interrupted(f"its state at step {recorder.step} is saved")
+            raise Interrupted(f"it was at step {recorder.step}; its last state is that of step {recorder.state}")
         seconds = recorder.seconds
     finally:
         take_off(base, model)
@@ -152,7 +154,8 @@ def train(
     shutil.rmtree(directory.attempt / "scratch", ignore_errors=True)
     last = config.train.max_steps
     shutil.rmtree(directory.attempt / "adapter", ignore_errors=True)  # a kill may have left one without a record
-    link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
+    with must_be_written("the adapter"):
+        link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
     record = {
         "format": FORMAT,
         "run": run.id,
@@ -179,9 +182,9 @@ def train(
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    write_json(directory.attempt / "train.json", record)
-    directory.commit_attempt()
-    discard_state(directory)
+    with must_be_written("the record"):
+        write_json(directory.attempt / "train.json", record)
+        directory.commit_attempt()
     return record
 
 
