@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers import run_of, runs_of, trained
+from helpers import interrupted, left, run_of, runs_of, steps_of_states, trained, trajectory
 
-from peft_align.grid.runs import Run
-from peft_align.models.loading import Base, load_base
+from peft_align.models.loading import load_base
 from peft_align.store.runs import RunDir
-from peft_align.training.run import Interrupted, train
+from peft_align.training.run import train
 
 SMALL = (
     "model=tiny", "dataset=everyday", "train.max_steps=6", "train.batch_size=4", "train.micro_batch_size=2",
     "train.max_length=200", "train.state_every=2", "train.checkpoint_steps=[2,3,6]", "train.learning_rate=1e-2",
 )  # fmt: skip
-
-
-def interrupted(run: Run, root: Path, base: Base, steps: int) -> RunDir:
-    """Train so many steps and stop."""
-    directory = RunDir(root, run.id)
-    directory.path.mkdir(parents=True, exist_ok=True)
-    made: list[int] = []
-    with pytest.raises(Interrupted):
-        train(run, directory, base, lambda metrics, step: made.append(step), lambda: len(made) == steps)
-    return directory
-
-
-def left(root: Path, run: Run) -> dict[str, bytes]:
-    """Every weight that a run leaves."""
-    path = RunDir(root, run.id).path
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*.safetensors"))}
-
-
-def steps_of_states(directory: RunDir) -> list[int]:
-    """Of which steps there are states, newest first; each says so itself."""
-    return [json.loads((folder / "record.json").read_text())["step"] for folder in directory.states()]
-
-
-def trajectory(root: Path, run: Run) -> list[dict[str, Any]]:
-    """The metrics of each step, without what the clock says."""
-    lines = (RunDir(root, run.id).path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])

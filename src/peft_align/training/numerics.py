@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from peft_align.data.tokenization import TokenizedPair
+from peft_align.store.records import json_number
 from peft_align.store.references import sample_digest
 from peft_align.training.state import CANNOT_WRITE
 
@@ -59,11 +60,11 @@ def check(step: int, values: Mapping[str, float], rows: Sequence[TokenizedPair],
     details = {
         "step": step,
         "what": what,
-        "value": plain(values[what]),
-        "values": {name: plain(value) for name, value in values.items()},
+        "value": json_number(values[what]),
+        "values": {name: json_number(value) for name, value in values.items()},
         **of_rows(guilty if what == "loss" and guilty else rows),
         "rows_of_step": [row.id for row in rows],
-        "row_losses": [plain(loss) for loss in losses],
+        "row_losses": [json_number(loss) for loss in losses],
     }
     raise TrainingFailed(f"the {what} is {values[what]} at step {step}{whose}", details)
 
@@ -82,8 +83,3 @@ def names(rows: Sequence[TokenizedPair]) -> str:
     shown = ", ".join(row.id for row in rows[:NAMED])
     more = f", ... ({len(rows)})" if len(rows) > NAMED else ""
     return f"row{'s' if len(rows) != 1 else ''} {shown}{more}"
-
-
-def plain(value: float) -> float | str:
-    """A number as JSON has it; what JSON has no number for is a word."""
-    return value if math.isfinite(value) else str(value)

@@ -16,11 +16,12 @@ from peft_align.models.fused import fused
 from peft_align.models.packed_attention import packed
 from peft_align.models.packed_scoring import response_scores, response_sums
 from peft_align.models.packing import Row, Sample, micro_batches, pack, sample_of
+from peft_align.store.records import json_number
 from peft_align.store.references import References, sample_digest
 from peft_align.training import processes
 from peft_align.training.engine import PackedTrainer
 from peft_align.training.memory import out_of_memory
-from peft_align.training.numerics import TrainingFailed, names, of_rows, plain
+from peft_align.training.numerics import TrainingFailed, names, of_rows
 
 
 class PackedSFT(PackedTrainer):
@@ -90,7 +91,7 @@ class PackedDPO(PackedTrainer):
             found = {row.id: row for row, sample in zip(self.rows, self.samples, strict=True) if sample in bad}
             rows = list(found.values())
             worst = float(scores[~scores.isfinite()][0])
-            details = {"what": "reference", "value": plain(worst), **of_rows(rows)}
+            details = {"what": "reference", "value": json_number(worst), **of_rows(rows)}
             raise TrainingFailed(f"the reference's log-probability is {worst} of {names(rows)}", details)
         return scores.tolist()
 

@@ -25,7 +25,7 @@ from peft_align.config.schema import Config
 from peft_align.data.encodings import Encodings, encoding_key
 from peft_align.data.order import sample_order
 from peft_align.data.sources import load_split
-from peft_align.data.tokenization import TokenizedPair, tokenize
+from peft_align.data.tokenization import TokenizedPair, check_scored, tokenize
 from peft_align.grid.footprint import micro_batch
 from peft_align.grid.planner import adapter_digest
 from peft_align.grid.runs import Run
@@ -92,6 +92,8 @@ def train(
     rows, data = training_rows(config, base, directory.root)
     if data["warning"]:
         processes.say(f"warning: {data['warning']}")
+    for why, left_out in data["counts"]["dropped_rows"].items():
+        processes.say(f"left out, {why}: row {', '.join(left_out)}")
     inputs = {
         "data": data["source"]["digest"],
         "model": base.source["digest"],
@@ -222,7 +224,7 @@ def training_rows(config: Config, base: Base, root: Path | None = None) -> tuple
         root: of the results, where token ids are kept for other processes; None: they are not.
 
     Raises:
-        InputError: the data cannot be read.
+        InputError: the data cannot be read, or nothing of a sample's response is scored.
     """
     asked = repr((config.dataset, config.preference, config.hub.mirror))
     shared = base.shared
@@ -241,6 +243,8 @@ def training_rows(config: Config, base: Base, root: Path | None = None) -> tuple
     tokenized, truncation = tokenize(pairs, base.tokenizer, template, config.train.max_length, shared.tokenized)
     if kept and len(there) < len(new):
         kept.add({pair: shared.tokenized[template, pair] for pair in new if pair not in there})
+    both = config.method.kind == "dpo"
+    check_scored(tokenized, base.tokenizer, config.dataset.hub_id or config.dataset.loader, both=both)
     by_index = dict(zip(used, tokenized, strict=True))
     return [by_index[i] for i in order], {
         "source": split.source,

@@ -1,7 +1,7 @@
 """The training states: what continues an interrupted run exactly where it was, `runs/<id>/state/step-000050/`.
 
-One is the weights, the optimizer, the schedule, the random states, the position in the data after a whole optimizer step,
-and the metrics up to there. A run that goes on from it ends bit-identical to an undisturbed one on a CPU with the same
+One is the weights, the optimizer, the schedule, the random states, the position in the data and the metrics so far,
+after a whole optimizer step. A run that goes on from it ends bit-identical to an undisturbed one on a CPU with the same
 threads and processes. Its record is written last and has a digest of every file, and of itself. The last ones are kept
 (`train.keep_states`): one that is damaged is passed over for the one before.
 """
@@ -96,7 +96,7 @@ def save_state(
         keep: how many states there are to be.
 
     Returns:
-        why it could not be written, in all processes; then nothing is left of it, and the earlier ones are as they were.
+        why it could not be written, in all processes; then the earlier ones are as they were. None: it was.
     """
     folder = directory.state / step_name(step)
     why: str | None = trainer.save_state_to(folder)
