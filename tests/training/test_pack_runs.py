@@ -18,8 +18,8 @@ from peft_align.models.loading import Base, load_base, with_own_modules
 from peft_align.models.packing import Row
 from peft_align.store.runs import RunDir
 from peft_align.training import pack_runs
+from peft_align.training.numerics import TrainingFailed
 from peft_align.training.pack_runs import Member, Pack
-from peft_align.training.recorder import TrainingFailed
 from peft_align.training.run import Interrupted, train
 
 SMALL = (
