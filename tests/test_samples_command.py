@@ -84,7 +84,7 @@ def test_without_a_step_those_are_shown_at_which_the_loss_rose_most(
     text = told(capsys, run.id, f"root={tmp_path}", "--worst=2")
     assert [row.split(":")[0] for row in text.splitlines() if row.startswith("step ")] == ["step 5", "step 3"]
     content = json.loads(told(capsys, "--json", run.id, f"root={tmp_path}", "--worst", "4"))
-    assert [step["step"] for step in content["steps"]] == [5, 3, 1, 6]
+    assert [step["step"] for step in content["steps"]] == [5, 3, 1, 2]
     sample = content["steps"][0]["samples"][0]
     assert (sample["row"], sample["split"], sample["loss"], sample["tokens"]) == ("harmless-0002", "train", 2.25, 50)
     assert sample["prompt"][0]["role"] == "user"

@@ -253,31 +253,51 @@ def test_a_state_as_earlier_versions_kept_it_is_passed_over(
     assert_same(root, whole, run)
 
 
+@pytest.mark.parametrize("to_the_end", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["state", "end"])
 def test_a_kill_before_any_change_that_saving_a_state_makes_loses_no_earlier_one(
-    whole: Path, stopped: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk
+    to_the_end: bool,
+    whole: Path,
+    stopped: Path,
+    base: Base,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    disk: Disk,
 ) -> None:
-    """Attempt after attempt, each killed one change of the disk later; each goes on from what the one before left."""
-    run, root = run_of(*SMALL), tmp_path / "cut"
-    shutil.copytree(stopped, root)
-    shutil.rmtree(RunDir(root, run.id).states()[0])  # so that a state is still to come
-    save, kills = recorder.save_state, 0
+    """From the state of step 2, step 3 is made and its state saved, which is to take the place of the other."""
+    run = run_of(*SMALL, "train.keep_states=1")
+    inputs = json.loads((RunDir(stopped, run.id).states()[0] / "record.json").read_text())["inputs"]
+    reference = {folder.name: folder for folder in RunDir(stopped, run.id).states()}
+    save = recorder.save_state
 
     def watched(*args: Any) -> str | None:
         with disk.during():
             return save(*args)
 
     monkeypatch.setattr(recorder, "save_state", watched)
-    while RunDir(root, run.id).train_record() is None:
-        kills += 1
-        disk.fail(kills, Killed())
+    found, died = [], True
+    while died:
+        root = tmp_path / str(len(found))
+        shutil.copytree(stopped, root)
+        directory = RunDir(root, run.id)
+        shutil.rmtree(directory.states()[0])
+        disk.fail(len(found) + 1, Killed())
         try:
             steps_made(run, root, base)
+            died = False
         except Killed:
-            assert steps_of_states(RunDir(root, run.id))[0] in (2, 3)
-        if steps_of_states(RunDir(root, run.id))[:1] == [3]:
-            shutil.rmtree(RunDir(root, run.id).states()[0])  # whole already: the next kill is one change later
-    assert kills > 15, kills
-    assert_same(root, whole, run)
+            folder, record = state.find_state(directory, inputs, {4}) or (None, {"step": 0})
+            assert folder is not None
+            for name in set(FILES) - {"record.json", "metrics.jsonl", "trainer_state.json"}:  # which tell the time
+                assert (folder / name).read_bytes() == (reference[folder.name] / name).read_bytes(), name
+            found.append(record["step"])
+            disk.fail(0, Killed())
+            if to_the_end:
+                steps_made(run, root, base)
+        if to_the_end or not died:
+            assert_same(root, whole, run)
+    assert found == sorted(found), "once the new one is whole it stays"
+    assert found.count(2) > 15, found
+    assert found.count(3) > 5, found
 
 
 def test_a_kill_before_any_change_that_finding_a_state_makes_changes_nothing(
