@@ -184,22 +184,23 @@ def test_metrics_that_were_damaged_since_are_those_of_the_state(
     assert_same(root, whole, run)
 
 
-def test_no_flipped_bit_of_a_record_passes(stopped: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_of_a_record_is_seen_or_changes_nothing_that_it_says(stopped: Path, tmp_path: Path) -> None:
+    """Of some bits nothing depends: the last digit of a float may stand for the same number, e is E."""
     run, root = run_of(*SMALL), tmp_path / "cut"
     shutil.copytree(stopped, root)
     folder = RunDir(root, run.id).states()[0]
     path, content = folder / "record.json", (folder / "record.json").read_bytes()
     inputs = json.loads(content)["inputs"]
-    assert state._verified(folder, inputs, {4})["step"] == 3
-    passed = []
+    record = state._verified(folder, inputs, {4})
+    assert record["step"] == 3
+    seen = 0
     for at in range(len(content)):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 7]) + content[at + 1 :])
         try:
-            state._verified(folder, inputs, {4})
+            assert state._verified(folder, inputs, {4}) == record, at
         except state.Damaged:
-            continue
-        passed.append(content[at : at + 1])
-    assert set(passed) <= {b" ", b"\n"}, "blanks between values say nothing"
+            seen += 1
+    assert seen > 0.98 * len(content)
 
 
 def test_a_checkpoint_that_is_damaged_leads_back_to_the_state_before_it(base: Base, tmp_path: Path) -> None:
