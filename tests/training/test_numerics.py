@@ -57,12 +57,12 @@ def batches(run: Run, base: Base) -> list[list[TokenizedPair]]:
 
 
 def plant(base: Base, run: Run) -> tuple[int, TokenizedPair, Any]:
-    """Have the embedding of a token be no number that one sample alone has.
+    """Have the embedding of a token be no number that one sample alone is trained on.
 
     Returns the step of the sample, the sample, and a handle whose `remove` has it as before.
     """
-    steps = batches(run, base)
-    tokens = [set(row.prompt + row.chosen + row.rejected) for step in steps for row in step]
+    steps, both = batches(run, base), run.config.method.kind == "dpo"
+    tokens = [set(row.prompt + row.chosen + (row.rejected if both else [])) for step in steps for row in step]
     counts = Counter(token for some in tokens for token in some)
     at, token = next((i, t) for i, some in enumerate(tokens) for t in sorted(some) if counts[t] == 1 and i >= 4)
     row = steps[at // 4][at % 4]

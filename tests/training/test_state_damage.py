@@ -123,7 +123,7 @@ def flip(path: Path) -> None:
 
 
 def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def steps_made(run: Run, root: Path, base: Base) -> list[int]:
@@ -142,7 +142,7 @@ def assert_same(root: Path, whole: Path, run: Run) -> None:
     assert sorted(path.name for path in ours.path.iterdir()) == sorted(path.name for path in theirs.path.iterdir())
 
 
-@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink], ids=["a bit", "its end", "all"])
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink], ids=["a bit", "half", "all"])
 @pytest.mark.parametrize("name", FILES)
 def test_the_state_before_a_damaged_one_is_gone_on_from(
     name: str,
@@ -340,7 +340,7 @@ def test_a_disk_that_is_full_at_any_change_costs_a_state_and_nothing_else(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The state of each step fails at one change later than that of the step before."""
-    run = run_of(*SMALL, "train.max_steps=40")
+    run = run_of(*(word for word in SMALL if "max_steps" not in word), "train.max_steps=40")
     trained(run, tmp_path / "whole", base)
     save, made, lost = recorder.save_state, [], []
 
