@@ -110,7 +110,7 @@ def test_a_sample_whose_embedding_is_no_number_is_named(engine: str, tmp_path: P
     if engine == "packed":
         assert error.details["rows"] == [row.id]
         assert str(error) == f"the loss is nan at step {step}; that of row {row.id} is not finite"
-        assert [loss == "nan" for loss in error.details["row_losses"]] == [each is row for each in rows]
+        assert [loss == "nan" for loss in error.details["row_losses"]] == [each.id == row.id for each in rows]
     else:
         assert error.details["rows"] == [each.id for each in rows]
         assert error.details["row_losses"] == []

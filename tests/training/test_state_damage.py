@@ -360,7 +360,7 @@ def test_a_disk_that_is_full_at_any_change_costs_a_state_and_nothing_else(
     record = trained(run, tmp_path / "full", base)
     assert len(record["loss"]) == 40
     assert len(lost) > 12, lost
-    assert lost == list(range(1, len(lost) + 1)), "what is written of a state is all needed"
+    assert lost[-1] < 39, "and a state that nothing fails of is saved again"
     assert max(made) < 39, "there were steps to fail at every change"
     assert capsys.readouterr().out.count("cannot be written: [Errno 28] No space left on device") == len(lost)
     assert_same(tmp_path / "full", tmp_path / "whole", run)
