@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "score the checkpoints that exist",
     "judge": "judge the texts that are generated, now or again with another judge",
     "status": "show what the runs are doing",
+    "samples": "show what a run was trained on at a step, and where its loss jumped",
     "cancel": "end the Slurm jobs of a sweep, or of some of its runs",
     "fetch": "have on this machine what a sweep needs from the hub",
     "report": "write the result table",

@@ -48,12 +48,13 @@ def products(directory: RunDir) -> set[str]:
 
 
 def prepared(root: Path, *, old: bool) -> RunDir:
-    """A run with a complete attempt 'new', and what was there before it."""
+    """A run with a complete attempt 'new' and its last state, and what was there before it."""
     directory = RunDir(root, "run")
     if old:
         write(directory.path, "old")
     write(directory.attempt, "new")
     (directory.attempt / "scratch").mkdir()
+    write_json(directory.state / "step-000050" / "record.json", {})
     return directory
 
 
@@ -91,6 +92,7 @@ def test_an_attempt_is_put_in_place_as_a_whole(tmp_path: Path, old: bool) -> Non
     assert (directory.train_record() or {})["of"] == "new"
     assert products(directory) == {"new"}
     assert not directory.attempt.exists()
+    assert not directory.state.exists()
     assert not directory.commit_attempt()
     assert products(directory) == {"new"}
 
@@ -113,6 +115,7 @@ def test_a_kill_at_any_step_of_a_commit_is_made_good_by_the_next(tmp_path: Path,
         directory.commit_attempt()
         assert (directory.train_record() or {})["of"] == "new", log
         assert products(directory) == {"new"}, log
+        assert not directory.state.exists(), log
     assert killed == count
 
 
@@ -129,6 +132,18 @@ def test_kills_one_after_the_other_are_made_good_too(tmp_path: Path) -> None:
                 assert record is None or products(directory) == {record["of"]}
     assert (directory.train_record() or {})["of"] == "new"
     assert products(directory) == {"new"}
+
+
+def test_states_are_those_with_a_record_the_newest_first(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+    assert (directory.states(), directory.reached()) == ([], [0, 0, 0])
+    for step in (50, 1_000_000, 999_999):
+        write_json(directory.state / step_name(step) / "record.json", {})
+    (directory.state / "step-2000000").mkdir()  # a kill came before its record
+    write_json(directory.state / "step-x" / "record.json", {})
+    write_json(directory.state / "record.json", {"step": 3_000_000})  # of earlier versions
+    assert [folder.name for folder in directory.states()] == ["step-1000000", "step-999999", "step-000050"]
+    assert directory.reached() == [0, 1_000_000, 0]
 
 
 @pytest.mark.parametrize("damage", [None, "", '{"of": "ne'])

@@ -159,6 +159,7 @@ class Train:
         "recompute activations: less memory, more time; null: where memory demands it (engine packed)"
     )
     state_every: int = operational("steps after which the training state is saved, to go on from", low=1)
+    keep_states: int = operational("training states kept; a damaged one is passed over", default=2, low=1)
     attention: str = operational(
         "how rows attend (engine packed); auto: the faster way on a GPU, on a CPU parts",
         default="auto",

@@ -68,10 +68,11 @@ def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Coun
             if chosen is None:
                 continue
             counts.matching += 1
+            name = f"{split}:{i}:{choose.__name__}"
             if not isinstance(prompt, str):
-                counts.dropped["prompt is not text"] += 1
+                counts.drop("prompt is not text", name)
                 continue
             turns = (Message("user", prompt.strip()),)
-            pair = make_pair(f"{split}:{i}:{choose.__name__}", turns, responses[chosen], responses[1 - chosen], counts)
+            pair = make_pair(name, turns, responses[chosen], responses[1 - chosen], counts)
             if pair is not None:
                 yield pair

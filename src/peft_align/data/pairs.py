@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+NAMED = 10  # rows dropped for a reason that are named, at most
+
 
 @dataclass(frozen=True)
 class Message:
@@ -35,17 +37,25 @@ class Counts:
             from counts twice, so its number is the sum of its parts'.
         kept: pairs made.
         dropped: reason -> rows (of a mixture: would-be pairs) dropped for it.
+        rows: reason -> the first of them, where something is wrong with the row.
     """
 
     read: int = 0
     matching: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    rows: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, row: str) -> None:
+        """Count a row that cannot be used."""
+        self.dropped[reason] += 1
+        if self.dropped[reason] <= NAMED:
+            self.rows.setdefault(reason, []).append(row)
 
     def plain(self) -> dict[str, Any]:
         """The counts as a record keeps them."""
         counts = {"read": self.read, "matching": self.matching, "kept": self.kept}
-        return counts | {"dropped": dict(sorted(self.dropped.items()))}
+        return counts | {"dropped": dict(sorted(self.dropped.items())), "dropped_rows": dict(sorted(self.rows.items()))}
 
 
 def make_pair(
@@ -53,17 +63,17 @@ def make_pair(
 ) -> Pair | None:
     """The pair, or None with the reason counted: no text, an empty response, or two equal ones."""
     if not isinstance(chosen, str) or not isinstance(rejected, str):
-        counts.dropped["response is not text"] += 1
+        counts.drop("response is not text", pair_id)
         return None
     chosen, rejected = chosen.strip(), rejected.strip()
     if not chosen or not rejected:
-        counts.dropped["empty response"] += 1
+        counts.drop("empty response", pair_id)
     elif chosen == rejected:
-        counts.dropped["responses are equal"] += 1
+        counts.drop("responses are equal", pair_id)
     elif not prompt or not all(message.content for message in prompt):
-        counts.dropped["empty turn in the prompt"] += 1
+        counts.drop("empty turn in the prompt", pair_id)
     elif prompt[-1].role != "user":
-        counts.dropped["prompt does not end with the user"] += 1
+        counts.drop("prompt does not end with the user", pair_id)
     else:
         counts.kept += 1
         return Pair(pair_id, prompt, chosen, rejected)

@@ -9,7 +9,10 @@ from typing import Any
 
 from peft_align.data.pairs import Message, Pair
 from peft_align.data.templates import render
+from peft_align.errors import Fault, InputError
 
+ROWS_NAMED = 20  # of those that a fault is about, at most
+FEW = 4  # tokens that a response without text may have: a blank, what ends it
 MINIMUM_PROMPT_SHARE = 4  # a prompt is cut down to a quarter of max_length at most
 
 
@@ -49,6 +52,33 @@ def tokenize(
             known[template, pair] = _encode(pair, tokenizer, template)
         done.append(_truncate(known[template, pair], max_length, tokenizer.bos_token_id, cut))
     return done, dict(cut)
+
+
+def check_scored(rows: Iterable[TokenizedPair], tokenizer: Any, where: str, *, both: bool) -> None:
+    """Have something to learn in every sample: a token of its response that is scored and is text.
+
+    Behind an empty prompt, a response's first token is not scored: nothing predicts it.
+
+    Args:
+        rows: encoded and truncated.
+        tokenizer: that did it.
+        where: they are from, for the fault.
+        both: whether the rejected response is scored, too.
+
+    Raises:
+        InputError: some have none; it names the rows.
+    """
+    empty: dict[str, None] = {}
+    for row in rows:
+        for ids in (row.chosen, row.rejected) if both else (row.chosen,):
+            scored = ids[not row.prompt :]
+            if len(scored) <= FEW and not tokenizer.decode(scored, skip_special_tokens=True).strip():
+                empty[row.id] = None
+    if empty:
+        shown = ", ".join(list(empty)[:ROWS_NAMED]) + (f", ... ({len(empty)})" if len(empty) > ROWS_NAMED else "")
+        what = f"row{'s' if len(empty) > 1 else ''} {shown}: nothing of a response is left to be scored"
+        remedy = "once it is encoded and truncated; take these rows out, or another tokenizer or train.max_length"
+        raise InputError([Fault(where, what, remedy)])
 
 
 def prompt_ids(prompt: Sequence[Message], tokenizer: Any, template: str) -> list[int]:

@@ -30,13 +30,14 @@ from peft_align.config.schema import NoTracker
 from peft_align.errors import Fault, InputError
 from peft_align.grid.runs import Run
 from peft_align.grid.serialize import run_from_plain, run_to_plain
+from peft_align.launch.outcome import details
 from peft_align.launch.process import die_with_parent
 from peft_align.models.loading import Base, load_base
 from peft_align.store.records import read_json, write_json
 from peft_align.store.runs import WORKER, RunDir
 from peft_align.training import processes
+from peft_align.training.numerics import TrainingFailed
 from peft_align.training.pack_runs import Member
-from peft_align.training.recorder import TrainingFailed
 from peft_align.training.run import Interrupted, train
 from peft_align.training.tracking import tracking
 
@@ -118,7 +119,8 @@ def _command(count: int, folder: Path) -> list[str]:
 def _plain(error: Exception) -> dict[str, Any]:
     """What the worker needs to raise it again."""
     faults = [asdict(fault) for fault in error.faults] if isinstance(error, InputError) else []
-    return {"time": time.time(), "type": type(error).__name__, "text": str(error), "faults": faults}
+    told = {"time": time.time(), "type": type(error).__name__, "text": str(error), "faults": faults}
+    return told | {"details": details(error)}
 
 
 def _error(told: dict[str, Any]) -> Exception:
@@ -126,7 +128,7 @@ def _error(told: dict[str, Any]) -> Exception:
     if told["faults"]:
         return InputError(Fault(**fault) for fault in told["faults"])
     kind: type[Exception] = KNOWN.get(told["type"]) or type(told["type"], (RuntimeError,), {})
-    return kind(told["text"])
+    return kind(told["text"], told["details"]) if kind is TrainingFailed else kind(told["text"])
 
 
 def main(argv: list[str]) -> int:

@@ -26,7 +26,7 @@ from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import STAGES, Run
 from peft_align.grid.serialize import config_of, run_from_plain, run_to_plain
 from peft_align.launch import queue
-from peft_align.launch.outcome import Blocked, kind_of, note_end_of_earlier, reason
+from peft_align.launch.outcome import Blocked, details, kind_of, note_end_of_earlier, reason
 from peft_align.launch.packs import companions
 from peft_align.launch.process import Stopped, asked_to_stop, die_with_parent, output_to
 from peft_align.store.leases import Lost
@@ -194,7 +194,7 @@ class Worker:
                     directory.discard_record()
                 if isinstance(error, Damaged) and stage == "judge" and item:
                     self._discard_damaged_texts(directory, item)
-                directory.fail(stage, reason(error), kind_of(error), log=str(directory.log))
+                directory.fail(stage, reason(error), kind_of(error), log=str(directory.log), **details(error))
                 return False
             finally:
                 directory.end_progress()

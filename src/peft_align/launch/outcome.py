@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from peft_align.errors import InputError
 from peft_align.launch import queue
@@ -60,6 +61,12 @@ def last_word(log: Path | None) -> tuple[str, str] | None:
         return None
     ends = CANCELLED.findall(text)
     return REQUEUES.get(ends[-1]) if ends else None
+
+
+def details(error: Exception) -> dict[str, Any]:
+    """What else a record has of it: of a training that failed, the step, the value and the rows."""
+    found: dict[str, Any] = getattr(error, "details", {})
+    return found
 
 
 def reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -83,6 +84,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def json_number(value: float) -> float | str:
+    """A number as JSON has it; for what JSON has none, a word: nan, inf, -inf."""
+    return value if math.isfinite(value) else str(value)
 
 
 class Digests:

@@ -7,6 +7,7 @@ runs/<id>/
     checkpoints/step-000100/     the adapter at each step asked for
     metrics.jsonl                one line a step
     attempt/                     a training in progress; committed as a whole when it is complete
+    state/step-000050/           what it can go on from; the last ones of a training in progress
     merge.json, merged/<form>/   of a merge: its recipe, which is the product, and what was saved of it besides
     evaluations/<name>/          samples.jsonl.gz, and record.json written last
     progress.json, failed.json   what happens now; why it stopped
@@ -57,8 +58,14 @@ class RunDir:
 
     @property
     def state(self) -> Path:
-        """What a continuation needs while the run is not done."""
+        """What a continuation needs while the run is not done: a folder for each state."""
         return self.path / "state"
+
+    def states(self) -> list[Path]:
+        """The training states, newest first; a folder without a record was never whole."""
+        steps = [int(name) for folder in self.state.glob("step-*") if (name := folder.name[len("step-") :]).isdigit()]
+        found = [self.state / step_name(step) for step in sorted(steps, reverse=True)]
+        return [folder for folder in found if (folder / "record.json").is_file()]
 
     @property
     def adapter(self) -> Path:
@@ -173,10 +180,11 @@ class RunDir:
     def reached(self) -> list[int]:
         """How far it is, so that it would not begin there again: records, the saved step of training, texts, values."""
         records = [self.path / "train.json", self.path / "merge.json", *self.path.glob("evaluations/**/record.json")]
-        state, progress = read_json(self.path / "state" / "record.json") or {}, self.progress() or {}
+        states, progress = self.states(), self.progress() or {}
+        step = int(states[0].name[len("step-") :]) if states else 0
         counted = ("evaluate", "judge", "reference")
         texts = int(progress.get("step") or 0) if progress.get("stage") in counted else 0
-        return [sum(map(Path.is_file, records)), int(state.get("step") or 0), texts]
+        return [sum(map(Path.is_file, records)), step, texts]
 
     def clear_state(self) -> None:
         """Forget an earlier failure and what was in progress."""
@@ -219,6 +227,7 @@ class RunDir:
             if place.is_dir():
                 shutil.rmtree(place)
             fresh.replace(place)
+        shutil.rmtree(self.state, ignore_errors=True)  # there is nothing to go on to
         record.replace(self.path / "train.json")
         shutil.rmtree(self.attempt)
         return True
