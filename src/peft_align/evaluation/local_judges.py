@@ -72,9 +72,10 @@ def classifier(judge: Classifier, mirror: str | None) -> Callable[[Sequence[str]
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from peft_align.models.loading import DTYPES, cannot_load, device
+    from peft_align.models.loading import DTYPES, cannot_load, device, refuse_others
 
     folder = find_folder(judge.hub_id, judge.revision, mirror)
+    refuse_others(folder)
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,

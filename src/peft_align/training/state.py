@@ -112,6 +112,7 @@ def find_state(directory: RunDir, inputs: Mapping[str, Any]) -> tuple[Path, dict
         if record is None or record.get("format") != FORMAT or record["inputs"] != dict(inputs):
             continue
         try:
+            _check_names(folder, record["files"])
             verify(folder, record["files"])
             _cut_back(directory, record)
         except (Damaged, OSError):
@@ -120,6 +121,12 @@ def find_state(directory: RunDir, inputs: Mapping[str, Any]) -> tuple[Path, dict
     discard_state(directory)
     shutil.rmtree(directory.attempt, ignore_errors=True)
     return None
+
+
+def _check_names(folder: Path, files: Mapping[str, Any]) -> None:
+    """Raise Damaged for files that were not there when the state was saved: transformers reads what it finds."""
+    if others := {path.name for path in folder.iterdir()} ^ {*files, "record.json"}:
+        raise Damaged(f"{folder} has other files than were saved: {sorted(others)[0]}")
 
 
 def _cut_back(directory: RunDir, record: Mapping[str, Any]) -> None:
