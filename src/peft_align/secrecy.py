@@ -11,7 +11,7 @@ HIDDEN = "***"
 SECRETS_BELONG = "keys belong into environment variables: judge.api_key_env names one"
 SHORTEST = 8  # characters; a shorter value of a variable may be a word like "true"
 NAMES_A_SECRET = re.compile(r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:_|$)", re.IGNORECASE)
-IN_A_URL = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")  # the name and password of scheme://name:password@host
+IN_A_URL = re.compile(r"(?<=://)(?!\*\*\*@)[^/\s@'\"]+(?=@)")  # the name and password of scheme://name:password@host
 # Keys by their form: OpenAI's and those made like them, Hugging Face's, GitHub's, AWS's; and what stands in a header.
 FORMS = re.compile(
     r"(?<![A-Za-z0-9])(?:sk-(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{20,}|hf_[A-Za-z0-9]{30,}|gh[a-z]_[A-Za-z0-9]{30,}"
