@@ -107,7 +107,7 @@ def _ask(
         asked += 1
         try:
             response = _post(client, url, body, judge.timeout)
-        except (httpx.HTTPError, Endless) as error:  # no connection, cut connection, time-out
+        except (httpx.HTTPError, httpx.InvalidURL, Endless) as error:  # no connection, cut connection, time-out
             problem = _told(f"{type(error).__name__}: {error}", judge)
             continue
         status = response.status_code
