@@ -38,3 +38,29 @@ def test_a_room_imports_only_from_rooms_below_it(room: str) -> None:
 def test_no_file_is_longer_than_400_lines() -> None:
     for path in SOURCE.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+def test_what_people_are_shown_goes_through_one_place() -> None:
+    """terminal.py makes texts of others harmless: nobody else prints, or makes a console."""
+    for path in SOURCE.rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        called = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+        if path.name != "terminal.py":
+            assert not called & {"print", "Console", "rich.print", "traceback.print_exc"}, path
+
+
+def test_models_of_others_are_loaded_without_their_code_and_their_pickles() -> None:
+    loads = 0
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == "from_pretrained"
+            ):
+                of = ast.unparse(node.func.value)
+                said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                loads += of.startswith("Auto")
+                assert not of.startswith("Auto") or said["trust_remote_code"] == "False", path
+                assert not of.startswith("AutoModel") or said["use_safetensors"] == "True", path
+    assert loads >= 4

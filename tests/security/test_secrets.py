@@ -80,7 +80,7 @@ def leaks(text: str) -> list[str]:
 def leaking_files(place: Path) -> list[str]:
     found = []
     for path in place.rglob("*"):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and not path.is_symlink() and place / ".git" not in path.parents:
             content = path.read_bytes()
             content += gzip.decompress(content) if path.suffix == ".gz" else b""
             found += [f"{path.relative_to(place)}: {n}" for n in leaks(content.decode("latin-1"))]
@@ -132,6 +132,9 @@ def server() -> Iterator[JudgeServer]:
 
 @pytest.mark.slow
 def test_no_secret_is_in_any_file_or_said_by_any_verb(place: Path, server: JudgeServer) -> None:
+    remote = f"https://{SECRETS['GITHUB_TOKEN']}@github.com/a/b"
+    for command in (["init", "--quiet"], ["remote", "add", "origin", remote]):
+        subprocess.run(["git", *command], cwd=place, check=True)
     judge = ("judge=endpoint", f"judge.base_url={server.url}", "judge.api_key_env=MY_JUDGES_KEY", "judge.retries=0")
     words = [*SMALL, *judge, "tracker=wandb", "tracker.mode=offline"]
     code, told = said(place, "sweep", *words)
