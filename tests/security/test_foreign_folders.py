@@ -23,7 +23,7 @@ from peft_align.errors import InputError
 from peft_align.evaluation.local_judges import classifier
 from peft_align.evaluation.texts import read_rows
 from peft_align.grid.external import find_adapter
-from peft_align.models.adapters import loaded_adapter, new_adapter, save_adapter
+from peft_align.models.adapters import loaded_adapter, new_adapter, save_adapter, take_off
 from peft_align.models.loading import Base, build_random, load_base, load_causal_lm
 
 CONFIG = trained(expand("model=tiny", "dataset=everyday", "peft=lora"))[0].config
@@ -89,7 +89,7 @@ def test_the_canary_sings_where_a_pickle_is_read(tmp_path: Path, sung: Path) -> 
 
 def test_code_in_a_models_folder_is_not_run(model: Path, sung: Path) -> None:
     loaded, tokenizer = load_causal_lm(model, torch.float32, None)
-    loaded.generate(**tokenizer("a", return_tensors="pt"), max_new_tokens=1, pad_token_id=0)
+    loaded.generate(tokenizer("a", return_tensors="pt")["input_ids"], max_new_tokens=1, pad_token_id=0)
     assert type(loaded).__module__.startswith("transformers.")
     assert not sung.exists()
 
@@ -128,9 +128,8 @@ def test_an_index_that_names_pickles_is_not_followed(model: Path, sung: Path) ->
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}
     for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         (model / name).write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises((InputError, Exception)) as caught:
+    with pytest.raises(InputError, match="cannot be loaded"):
         load_causal_lm(model, torch.float32, None)
-    assert not isinstance(caught.value, KeyboardInterrupt)
     assert not sung.exists()
 
 
@@ -159,7 +158,7 @@ def test_a_chat_template_is_held_in_a_sandbox(template: str, sung: Path) -> None
     assert not sung.exists()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def base() -> Base:
     return load_base(CONFIG)
 
@@ -169,7 +168,7 @@ def adapter(tmp_path: Path, sung: Path, base: Base) -> Path:
     folder = tmp_path / "adapter"
     model = new_adapter(base, CONFIG.peft)
     save_adapter(model, folder, "tiny")
-    model.unload()
+    take_off(base, model)
     pickle_to(folder / "adapter_model.bin", sung)
     return folder
 

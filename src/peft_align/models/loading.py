@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from peft_align.config.identity import short_hash
@@ -29,6 +30,7 @@ from peft_align.store.hub import commit_of, find_repository, model_folder
 from peft_align.store.records import Digests, cache_dir, digest_of, inventory, remove_tree, sync_tree, umask, write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+UNLOADABLE = (OSError, ValueError, KeyError, SafetensorError)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 IDENTIFYING = (
     *("*.safetensors", "config.json", "tokenizer*", "*.model", "*.jinja"),
@@ -165,7 +167,7 @@ def load_causal_lm(
             local_files_only=True,
         )
         tokenizer = load_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except UNLOADABLE as error:
         raise cannot_load(folder, error) from None
     model.eval()
     return model, tokenizer
