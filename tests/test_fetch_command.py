@@ -319,14 +319,15 @@ def test_what_cannot_be_fetched_is_one_fault_and_nothing_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("path", ["../../escaped.json", "/escaped.json", "a/../../../escaped.json", "..\\escaped.json"])
+@pytest.mark.parametrize("path", ["../../../escaped.json", "/escaped.json", "a/../../../../escaped.json"])
 def test_a_hub_that_names_files_outside_of_the_mirror_writes_none_there(
     run: Fetch, hub: Hub, tmp_path: Path, path: str
 ) -> None:
     hub.repos[f"models/{MODEL}"] |= {path: b"{}"}
-    run("fetch", *WORDS, "hub.mirror=deep/er/mirror")
-    mirror = tmp_path / "deep" / "er" / "mirror"
-    assert not [found for found in tmp_path.rglob("*escaped*") if not found.is_relative_to(mirror)]
+    done = run("fetch", *WORDS)
+    assert f"model {MODEL}" in done.stdout, "it was tried"
+    allowed = tmp_path / "mirror" / MODEL
+    assert not [found for found in tmp_path.rglob("*escaped*") if not found.is_relative_to(allowed)]
     assert not Path("/escaped.json").exists()
 
 
