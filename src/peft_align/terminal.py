@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 import unicodedata
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from peft_align.secrecy import redacted
@@ -46,7 +47,11 @@ def say(text: object = "", *, end: str = "\n", file: TextIO | None = None, flush
 
 def say_what_ends_us() -> None:
     """Have an error that nobody catches be told as everything else is."""
-    sys.excepthook = lambda *error: say("".join(traceback.format_exception(*error)), end="", file=sys.stderr)
+
+    def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        say("".join(traceback.format_exception(kind, error, trace)), end="", file=sys.stderr)
+
+    sys.excepthook = tell
 
 
 def plain_console(**settings: Any) -> Console:

@@ -50,7 +50,7 @@ def names_below(folder: Path, paths: Iterable[str | Path]) -> list[str]:
     """
     roots = [Path(os.path.abspath(folder)), folder.resolve()]
     found = []
-    for path in map(Path, map(os.path.abspath, paths)):
+    for path in [Path(os.path.abspath(each)) for each in paths]:
         name = next((path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)), None)
         if name is None:
             raise InputError([Fault(str(folder), f"names data outside of it: {path}", "see the top of its README.md")])
