@@ -19,6 +19,7 @@ from peft_align.cli import Asked, ask, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.launch import queue
 from peft_align.store.submissions import Submission, submissions
+from peft_align.terminal import say
 
 
 def verb(argv: list[str]) -> int:
@@ -44,9 +45,9 @@ def verb(argv: list[str]) -> int:
     except queue.SlurmError as error:
         raise InputError([Fault("cancel", f"Slurm refuses: {error}")]) from None
     named = {run for runs in doomed.values() for run in runs}
-    print(f"{asked.sweep.name}: {len(doomed)} tasks of {len(named)} runs cancelled")
+    say(f"{asked.sweep.name}: {len(doomed)} tasks of {len(named)} runs cancelled")
     if shared:
-        print(f"{shared} tasks do other runs too and go on (launcher.runs_per_task)")
+        say(f"{shared} tasks do other runs too and go on (launcher.runs_per_task)")
     return 0
 
 

@@ -19,7 +19,9 @@ from peft_align.grid.external import with_adapters
 from peft_align.grid.planner import Item, Planner, conditions, judge_identity
 from peft_align.grid.runs import Sweep
 from peft_align.grid.serialize import config_of
+from peft_align.store.records import keep_others_from_writing
 from peft_align.store.sweeps import latest_manifest, sweep_dir
+from peft_align.terminal import say, say_what_ends_us
 
 ADAPTER = "adapter"  # adapters that were not trained here
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -104,19 +106,21 @@ def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:
     """Run a verb: --help first; bad input is told without a traceback."""
     argv = sys.argv[1:]
     if "--help" in argv or "-h" in argv:
-        print((help_text or "").strip())
+        say((help_text or "").strip())
         return 0
+    keep_others_from_writing()
+    say_what_ends_us()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         return verb(argv)
     except InputError as error:
-        print(error.render(), file=sys.stderr)
+        say(error.render(), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is missing", file=sys.stderr)
+        say("stopped; the same command goes on with what is missing", file=sys.stderr)
         return INTERRUPTED
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        print(f"peft_align: {error.filename}: {error.strerror}; nothing can be kept there", file=sys.stderr)
+        say(f"peft_align: {error.filename}: {error.strerror}; nothing can be kept there", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
         sys.stderr.close()

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from peft_align.terminal import one_line, shown
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -29,7 +31,8 @@ class InputError(Exception):
     def render(self) -> str:
         """The message for people: a count and one line a fault."""
         head = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        return "\n".join([f"peft_align: {head} in the input; nothing was started.", *(f"  - {f}" for f in self.faults)])
+        told = (f"  - {one_line(shown(str(fault)))}" for fault in self.faults)
+        return "\n".join([f"peft_align: {head} in the input; nothing was started.", *told])
 
 
 def suggest(word: str, allowed: Iterable[str]) -> str:

@@ -21,8 +21,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from peft_align.cli import Asked, ask, resolved, run_verb
 from peft_align.config.benchmarks import Generated
@@ -41,6 +41,7 @@ from peft_align.grid.kinds import kinds_of, lines
 from peft_align.grid.needs import not_here, unready
 from peft_align.grid.planner import Item
 from peft_align.launch.local import visible_gpus
+from peft_align.terminal import plain_console, say
 
 KINDS = ("train", "merge", "baseline")
 SHOWN_REASONS = 12
@@ -50,12 +51,12 @@ SHOWN_KINDS = 8
 def verb(argv: list[str]) -> int:
     asked = ask(argv, ["--json", "--cfg"])
     if "--cfg" in asked.line.flags:
-        print(resolved(asked.sweep), end="")
+        say(resolved(asked.sweep), end="")
         return 0
     items = asked.plan()
     content = describe(asked, items)
     if "--json" in asked.line.flags:
-        print(json.dumps(content, indent=1, default=str))
+        say(json.dumps(content, indent=1, default=str))
     else:
         show(content, items, grid=bool(asked.line.grids), on_slurm=isinstance(asked.sweep.config.launcher, Slurm))
     return 0
@@ -138,10 +139,11 @@ def trainable(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool, on_slurm: bool) -> None:
     """The plan for people; what overrides did is told where there is a grid that they did it to."""
-    console = Console()
+    console = plain_console()
     kinds = ", ".join(f"{n} {kind}" for kind, n in content["kinds"].items() if n)
     parents = f" and {content['parents']} parents" if content["parents"] else ""
-    console.print(f"[bold]{content['sweep']}[/]: {content['runs']} runs ({kinds}){parents}")
+    name = console.render_str(content["sweep"], style="bold")
+    console.print(Text.assemble(name, f": {content['runs']} runs ({kinds}){parents}"))
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("axis")
     table.add_column("values (runs)")

@@ -29,6 +29,7 @@ from peft_align.launch.outcome import settle
 from peft_align.reporting.table import columns, markdown, rows, write_csv, write_parquet
 from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir
+from peft_align.terminal import say
 
 
 def write_report(asked: Asked, items: Sequence[Item]) -> str:
@@ -67,10 +68,10 @@ def verb(argv: list[str]) -> int:
     if "--ended" in asked.line.flags and left:
         settle([RunDir(asked.root, item.run.id) for item in left])
         items = asked.plan()
-    print(write_report(asked, items), end="")
+    say(write_report(asked, items), end="")
     for item in items if "--ended" in asked.line.flags else ():
         if not item.done:
-            print(f"missing: {item.run.id}: {item.failure or item.why}")
+            say(f"missing: {item.run.id}: {item.failure or item.why}")
     return 0
 
 

@@ -30,13 +30,14 @@ from peft_align.grid.runs import STAGES
 from peft_align.launch.watch import line, observe
 from peft_align.store.records import write_json
 from peft_align.store.runs import RunDir
+from peft_align.terminal import say
 from peft_align.work import carry_out
 
 
 def verb(argv: list[str]) -> int:
     asked = ask(argv, ["--cfg"], own=["cell"])
     if "--cfg" in asked.line.flags:
-        print(resolved(asked.sweep), end="")
+        say(resolved(asked.sweep), end="")
         return 0
     for run in asked.sweep.runs:  # what a killed process left complete is put in its place first
         directory = RunDir(asked.root, run.id)
@@ -71,7 +72,7 @@ def do_cell(asked: Asked, given: Sequence[object]) -> int:
     write_json(path, job.content(asked.root, asked.folder, [item.run for item in wanted], STAGES))
     code = job.main([str(path)])
     state = observe(asked.planner, asked.planner.item(target.run))
-    print(line(state))
+    say(line(state))
     return FAILED if code else 0
 
 

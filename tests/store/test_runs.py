@@ -284,3 +284,63 @@ def test_paths_are_as_documented(tmp_path: Path) -> None:
     assert directory.evaluation("mmlu") == tmp_path / "runs/run/evaluations/mmlu"
     shutil.rmtree(tmp_path)
     assert read_json(directory.path / "train.json") is None
+
+
+# --- Links that somebody put where a training writes and deletes
+
+
+@pytest.fixture
+def thesis(tmp_path: Path) -> Path:
+    """Someone's folder, with names that a run uses too."""
+    folder = tmp_path / "thesis"
+    write(folder, "thesis")
+    (folder / "scratch").mkdir()
+    write_json(folder / "record.json", {"of": "thesis"})
+    return folder
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "attempt",
+        "state",
+        "state.new",
+        "attempt/checkpoints",
+        "attempt/checkpoints/step-000002",
+        "attempt/adapter",
+        "state/x",
+    ],
+)
+def test_a_link_in_the_place_of_an_attempt_or_a_state_is_removed_and_nothing_behind_it(
+    tmp_path: Path, thesis: Path, place: str
+) -> None:
+    before, directory = content_of(thesis), RunDir(tmp_path, "run")
+    path = directory.path / place
+    path.parent.mkdir(parents=True)
+    path.symlink_to(thesis)
+    assert not directory.commit_attempt()
+    assert not path.is_symlink()
+    assert content_of(thesis) == before
+
+
+def test_a_file_of_an_attempt_that_is_a_link_is_removed(tmp_path: Path, thesis: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+    directory.attempt.mkdir(parents=True)
+    (directory.attempt / "metrics.jsonl").symlink_to(thesis / "metrics.jsonl")
+    directory.drop_links()
+    assert list(directory.attempt.iterdir()) == []
+    assert (thesis / "metrics.jsonl").read_text(encoding="utf-8") == "thesis"
+
+
+@pytest.mark.parametrize("name", ["adapter", "checkpoints"])
+def test_a_product_that_is_a_link_is_replaced_and_what_it_led_to_stays(tmp_path: Path, thesis: Path, name: str) -> None:
+    before, directory = content_of(thesis), prepared(tmp_path, old=True)
+    shutil.rmtree(directory.path / name)
+    (directory.path / name).symlink_to(thesis)
+    assert directory.commit_attempt()
+    assert products(directory) == {"new"}
+    assert content_of(thesis) == before

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from helpers import interrupted, left, run_of, runs_of, steps_of_states, trained, trajectory
 
 from peft_align.models.loading import load_base
+from peft_align.store.records import Digests, inventory, read_json, write_json
 from peft_align.store.runs import RunDir
 from peft_align.training.run import train
+from peft_align.training.state import _digest
 
 SMALL = (
     "model=tiny", "dataset=everyday", "train.max_steps=6", "train.batch_size=4", "train.micro_batch_size=2",
@@ -104,3 +109,47 @@ def test_a_sweep_that_is_told_to_stop_goes_on_where_it_was(tmp_path: Path) -> No
     assert "SIGTERM" in failure["reason"]
     made = steps_of_states(directory)[0]
     assert 0 < made < 2000
+
+
+@pytest.mark.parametrize("form", ["a pickle", "a pickle in torch's archive"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_state_that_somebody_changed_runs_nothing_even_with_its_record(tmp_path: Path, name: str, form: str) -> None:
+    """Who can write the state can write its record; what torch reads is weights alone."""
+    run = run_of(*SMALL, "method=sft", "peft=lora")
+    base = load_base(run.config)
+    directory = interrupted(run, tmp_path / "root", base, 2)
+    sung, (folder,) = tmp_path / "sung", directory.states()
+    if form == "a pickle":
+        (folder / name).write_bytes(pickle.dumps(Canary(sung)))
+    else:
+        torch.save({"state": Canary(sung)}, folder / name)
+    record = read_json(folder / "record.json") or {}
+    del record["sha256"]
+    record["files"][name] = inventory(folder, [name], Digests())[name]
+    write_json(folder / "record.json", {**record, "sha256": _digest(record)})
+    with pytest.raises(pickle.UnpicklingError):
+        train(run, directory, base, lambda metrics, step: None)
+    assert not sung.exists()
+
+
+@pytest.mark.parametrize("name", ["scaler.pt", "pytorch_model.bin", "optimizer.bin"])
+def test_a_state_with_a_file_that_was_not_saved_is_not_gone_on_from(tmp_path: Path, name: str) -> None:
+    run = run_of(*SMALL, "method=sft", "peft=lora")
+    base = load_base(run.config)
+    directory = interrupted(run, tmp_path / "root", base, 2)
+    (folder,) = directory.states()
+    (folder / name).write_bytes(pickle.dumps(Canary(tmp_path / "sung")))
+    steps: list[int] = []
+    train(run, directory, base, lambda metrics, step: steps.append(step))
+    assert steps == [1, 2, 3, 4, 5, 6], "from the beginning"
+    assert not (tmp_path / "sung").exists()
+
+
+class Canary:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.place,)

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, O
 from hydra.errors import HydraException
 
 from peft_align.errors import Fault, suggest
+from peft_align.secrecy import SECRETS_BELONG, redacted, secret_in
 
 MAX_SWEEP_VALUES = 100_000
 ADDED_UP = ("grid", "selected")  # several of them are united
@@ -113,6 +114,10 @@ def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[dict[st
     overrides: dict[str, Override] = {}
     hydra: list[str] = []
     for word in words:
+        if held := secret_in(word):
+            what = f"holds {held}, and the command line is recorded"
+            faults.append(Fault(redacted(word.partition("=")[0]), what, SECRETS_BELONG))
+            continue
         try:
             parsed = parser.parse_override(word)
         except HydraException as error:

@@ -29,6 +29,7 @@ from peft_align.config.schema import GROUPS, TOP_LEVEL, Config
 from peft_align.errors import Fault, InputError, suggest
 
 REFERENCE = re.compile(r"^\$\{([A-Za-z_][\w]*(?:\.[A-Za-z_][\w]*)*)\}$")
+OPTION_NAME = re.compile(r"(?!\.)[^/\x00-\x1f]{1,200}")
 Assignments = Mapping[str, Any]
 
 
@@ -85,7 +86,9 @@ class ConfigSpace:
         return sorted({path.stem for d in self.dirs for path in (d / group).glob("*.yaml")})
 
     def file(self, group: str, option: str) -> Path | None:
-        """The YAML file of an option."""
+        """The YAML file of an option: of one folder, so that a name is never a path to elsewhere."""
+        if not OPTION_NAME.fullmatch(option):
+            return None
         return next((path for d in self.dirs if (path := d / group / f"{option}.yaml").is_file()), None)
 
     def load(self, group: str, option: str) -> dict[str, Any]:

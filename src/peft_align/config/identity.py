@@ -99,8 +99,8 @@ def base_label(peft: Peft | Precision) -> str:
 
 
 def slug(words: Sequence[str]) -> str:
-    """Words joined to a safe folder name: letters, digits, '_', '-', at most 100 characters."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", "-".join(words))[:100]
+    """Words joined to a safe folder name: letters, digits, '_', '-', at most 100 characters, none that is an option."""
+    return re.sub(r"[^A-Za-z0-9_-]+|^-", "_", "-".join(words))[:100]
 
 
 def short_hash(text: str, digits: int = 12) -> str:

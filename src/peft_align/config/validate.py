@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from typing import Any
 from peft_align.config.fields import Rule
 from peft_align.config.schema import GROUPS, SCIENTIFIC_GROUPS, Config
 from peft_align.errors import Fault, InputError, suggest
+from peft_align.secrecy import SECRETS_BELONG, secret_in
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,27 @@ def check(value: Any, hint: Any, rule: Rule, where: str, faults: list[Fault]) ->
     if base in (int, float) and (low_bad or (rule.high is not None and converted > rule.high)):
         faults.append(Fault(where, f"{show(value)} is out of range", describe(base, rule)))
         return None
+    if base is str and (wrong := _unfit(converted, rule)):
+        faults.append(Fault(where.partition("=")[0], *wrong))  # of the command line it holds the text
+        return None
     if rule.choices and converted not in rule.choices:
         faults.append(Fault(where, f"{show(value)} is not one of its values", suggest(str(value), rule.choices)))
         return None
     return converted
+
+
+CONTROL, LINES = re.compile(r"[\x00-\x1f\x7f-\x9f]"), str.maketrans("", "", "\n\t")
+
+
+def _unfit(text: str, rule: Rule) -> tuple[str, str] | None:
+    """What is wrong with a text, and the remedy; the text is not told, for it may be a secret."""
+    if CONTROL.search(text.translate(LINES) if rule.lines else text):
+        return "has a line break or another control character", "write it in one line"
+    if held := secret_in(text):
+        return f"holds {held}, and settings are written into records and scripts", SECRETS_BELONG
+    if rule.form and not re.fullmatch(rule.form[0], text):
+        return rule.form[1:]
+    return None
 
 
 TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

@@ -22,6 +22,8 @@ from peft_align.store.hub import commit_of, dataset_folder, find_repository, nam
 from peft_align.store.records import Digests, digest_of, inventory
 
 LOADERS: Mapping[str, ModuleType] = {"hh_rlhf": hh_rlhf, "beavertails": beavertails, "everyday": everyday}
+# RuntimeError: of a loading script, which is never run
+UNREADABLE = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError)
 
 
 @dataclass
@@ -101,8 +103,9 @@ def _read(dataset: Dataset, folder: Path, subset: str | None, split: str) -> tup
         paths = list((builder.config.data_files or {}).get(split, []))
         if not paths:
             raise InputError([Fault(str(folder / (subset or "")), f"has no files of a split '{split}'")])
+        names = names_below(folder, paths)
         builder.download_and_prepare()
         rows = builder.as_dataset(split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except UNREADABLE as error:
         raise InputError([Fault(str(folder), f"cannot be read: {str(error).splitlines()[0][:300]}")]) from None
-    return rows, inventory(folder, names_below(folder, paths), Digests())
+    return rows, inventory(folder, names, Digests())

@@ -72,9 +72,10 @@ def classifier(judge: Classifier, mirror: str | None) -> Callable[[Sequence[str]
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from peft_align.models.loading import DTYPES, cannot_load, device
+    from peft_align.models.loading import DTYPES, UNLOADABLE, cannot_load, device, refuse_others
 
     folder = find_folder(judge.hub_id, judge.revision, mirror)
+    refuse_others(folder)
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -84,7 +85,7 @@ def classifier(judge: Classifier, mirror: str | None) -> Callable[[Sequence[str]
             local_files_only=True,
         ).to(device())
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except UNLOADABLE as error:
         raise cannot_load(folder, error) from None
     model.eval()
     column = _column(judge, model.config, folder)

@@ -161,12 +161,13 @@ def read_rows(
         paths = list((builder.config.data_files or {}).get(split, []))
         if not paths:
             raise InputError([Fault(str(folder), f"has no files of a split '{split}'")])
+        names = names_below(folder, paths)
         builder.download_and_prepare()
         rows = list(builder.as_dataset(split=split))
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetGenerationError) as error:
         reason = str(error).splitlines()[0][:200]
         raise InputError([Fault(repo, f"cannot be read: {reason}", "set hub.mirror=DIR, or be online")]) from None
-    return rows, {repo: source_of(folder, names_below(folder, paths))}
+    return rows, {repo: source_of(folder, names)}
 
 
 def source_of(folder: Path, names: list[str]) -> dict[str, Any]:

@@ -33,8 +33,9 @@ from peft_align.grid.serialize import run_from_plain, run_to_plain
 from peft_align.launch.outcome import details
 from peft_align.launch.process import die_with_parent
 from peft_align.models.loading import Base, load_base
-from peft_align.store.records import read_json, write_json
+from peft_align.store.records import keep_others_from_writing, read_json, write_json
 from peft_align.store.runs import WORKER, RunDir
+from peft_align.terminal import say, say_what_ends_us
 from peft_align.training import processes
 from peft_align.training.numerics import TrainingFailed
 from peft_align.training.pack_runs import Member
@@ -134,6 +135,8 @@ def _error(told: dict[str, Any]) -> Exception:
 def main(argv: list[str]) -> int:
     """Be one of the processes."""
     die_with_parent()
+    keep_others_from_writing()
+    say_what_ends_us()
     for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # of a cluster, to all processes of a job
         signal.signal(signum, signal.SIG_IGN)  # the worker decides
     folder = Path(argv[0])
@@ -143,7 +146,7 @@ def main(argv: list[str]) -> int:
         write_json(folder / FAILED.format(os.environ["RANK"]), _plain(interrupted))
     except Exception as error:
         write_json(folder / FAILED.format(os.environ["RANK"]), _plain(error))
-        traceback.print_exc()
+        say(traceback.format_exc(), file=sys.stderr, flush=True)
         return 1
     processes.wait_for_all()
     torch.distributed.destroy_process_group()

@@ -30,8 +30,9 @@ from peft_align.launch.outcome import Blocked, details, kind_of, note_end_of_ear
 from peft_align.launch.packs import companions
 from peft_align.launch.process import Stopped, asked_to_stop, die_with_parent, output_to
 from peft_align.store.leases import Lost
-from peft_align.store.records import Damaged, read_json, verify, write_json
+from peft_align.store.records import Damaged, keep_others_from_writing, read_json, verify, write_json
 from peft_align.store.runs import RunDir, this_task
+from peft_align.terminal import say, say_what_ends_us
 
 if TYPE_CHECKING:
     from peft_align.evaluation.judging import Judging
@@ -88,7 +89,7 @@ class Worker:
                 if run.id in failed:
                     continue
                 with self._output(run, logged=logged):
-                    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}", flush=True)
+                    say(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}", flush=True)
                     done = self.do(run)
                 if done is None:
                     held.append(run)
@@ -125,7 +126,7 @@ class Worker:
 
     def _train_member(self, run: Run, member: Member) -> bool | None:
         with_whom = ", ".join(other.run_id for other in member.group.members if other is not member)
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}, together with {with_whom}", flush=True)
+        say(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}, together with {with_whom}", flush=True)
         return self.do(run, member)
 
     def _must_wait(self, run: Run) -> bool:
@@ -187,7 +188,7 @@ class Worker:
                 self._bases = None
                 return None
             except Exception as error:  # one failed run never stops the others
-                traceback.print_exc()
+                say(traceback.format_exc(), file=sys.stderr, flush=True)  # its message may be another machine's
                 if not isinstance(error, Blocked):
                     self._bases = None  # it may not be as it was
                 if isinstance(error, Damaged) and stage == "evaluate" and run.kind == "train":
@@ -355,12 +356,14 @@ def main(argv: list[str]) -> int:
     in_array = len(argv) > 1
     if not in_array:
         die_with_parent()
+    keep_others_from_writing()
+    say_what_ends_us()
     signal.signal(signal.SIGTERM, asked_to_stop)
     signal.signal(signal.SIGUSR1, asked_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     job = read_json(Path(argv[0]))
     if job is None:
-        print(f"{argv[0]} is not a job file", file=sys.stderr)
+        say(f"{argv[0]} is not a job file", file=sys.stderr)
         return 2
     runs = job["runs"] if not in_array else _of_array(Path(argv[0]).parent, job, argv[1])
     if job["threads"]:
@@ -379,7 +382,7 @@ def main(argv: list[str]) -> int:
             if not tired:
                 queue.requeue(task)
             else:
-                print(f"not queued again: {', '.join(tired)} got no further in {job['attempts']} attempts", flush=True)
+                say(f"not queued again: {', '.join(tired)} got no further in {job['attempts']} attempts", flush=True)
         raise
 
 

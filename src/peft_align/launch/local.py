@@ -27,6 +27,7 @@ from peft_align.launch.outcome import note_end_of_earlier
 from peft_align.launch.watch import State, line, observe, summary, table
 from peft_align.store.records import write_json
 from peft_align.store.runs import RunDir
+from peft_align.terminal import plain_console, say
 
 TICK = 0.5  # seconds between looks at the runs of the active workers
 FULL_LOOK = 20  # ticks between looks at all runs: others may be at work on them
@@ -71,7 +72,7 @@ class LocalLauncher:
     planner: Planner
     folder: Path
     stages: tuple[str, ...] = STAGES
-    console: Console = field(default_factory=Console)
+    console: Console = field(default_factory=plain_console)
     _started: int = 0
     _together: int = 1  # processes that train a run together, each on a GPU
     _states: list[State] = field(default_factory=list)
@@ -246,13 +247,13 @@ class LocalLauncher:
                 ):
                     continue
                 if state.run_id in shown or state.state != "done":
-                    print(f"[{counts['done']}/{len(states)}] {line(state)}", flush=True)
+                    say(f"[{counts['done']}/{len(states)}] {line(state)}", flush=True)
                 shown[state.run_id] = tag
             if due:
                 last[0] = time.time()
 
         yield plain
-        print(summary(Counter(state.state for state in self._states)), flush=True)
+        say(summary(Counter(state.state for state in self._states)), flush=True)
 
 
 def _time_of_change(directory: RunDir) -> int:

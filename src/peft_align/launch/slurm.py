@@ -72,6 +72,13 @@ class SlurmLauncher:
             return self._submit_missing(items, dry)
 
     def _submit_missing(self, items: Sequence[Item], dry: bool) -> Submission | None:
+        for place in (
+            self.folder.resolve(),
+            Path.cwd(),
+        ):  # scripts name them, and a line of theirs that breaks is another
+            if not str(place).isprintable():
+                what = "has a line break or another character in it that no script can hold"
+                raise InputError([Fault(f"launcher=slurm: {place}", what, "use another folder")])
         try:
             largest = DEFAULT_ARRAY if dry and not queue.answers() else queue.largest_array()
             live = {} if dry else self._live()

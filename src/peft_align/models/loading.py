@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from peft_align.config.identity import short_hash
@@ -26,9 +27,11 @@ from peft_align.errors import Fault, InputError
 from peft_align.models import tokenizer
 from peft_align.models.tokenizer import load_tokenizer
 from peft_align.store.hub import commit_of, find_repository, model_folder
-from peft_align.store.records import Digests, cache_dir, digest_of, inventory, sync_tree, write_json
+from peft_align.store.records import Digests, cache_dir, digest_of, inventory, remove_tree, sync_tree, umask, write_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+UNLOADABLE = (OSError, ValueError, KeyError, SafetensorError)
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 IDENTIFYING = (
     *("*.safetensors", "config.json", "tokenizer*", "*.model", "*.jinja"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
@@ -151,6 +154,7 @@ def load_causal_lm(
     Raises:
         InputError: they cannot be read.
     """
+    refuse_others(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -163,10 +167,26 @@ def load_causal_lm(
             local_files_only=True,
         )
         tokenizer = load_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except UNLOADABLE as error:
         raise cannot_load(folder, error) from None
     model.eval()
     return model, tokenizer
+
+
+def refuse_others(folder: Path) -> None:
+    """Raise InputError for a folder whose weights are pickled, or that is no model alone.
+
+    transformers would put an adapter that lies there on the model, and take another model for the base that it names.
+    """
+    if (folder / "adapter_config.json").is_file():
+        hint = "score it with adapter=FOLDER, or merge it into its base"
+        raise InputError([Fault(str(folder), "holds an adapter (adapter_config.json), not a model alone", hint)])
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled and not any(folder.glob("*.safetensors")):
+        hint = "convert them to safetensors: save_pretrained on a machine where you trust them"
+        raise InputError(
+            [Fault(str(folder), f"its weights are pickled ({pickled[0]}), which is never read here", hint)]
+        )
 
 
 def cannot_load(folder: Path, error: Exception) -> InputError:
@@ -251,12 +271,13 @@ def save_to_cache(model: Any, tokenizer: Any, name: str, note: dict[str, Any]) -
         model.save_pretrained(temporary, safe_serialization=True)
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "complete.json", note)
+        temporary.chmod(0o777 & ~umask())
         sync_tree(temporary)
         try:
             temporary.rename(target)
         except OSError:  # there is one already: whole, or left by a kill
             if not (target / "complete.json").is_file():
-                shutil.rmtree(target)
+                remove_tree(target)
                 temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -8,19 +8,59 @@ import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from peft_align.errors import Fault, InputError
+
 
 def cache_dir() -> Path:
-    """Where converted models and digests are kept: $PEFT_ALIGN_CACHE, or peft_align in the user's cache folder."""
+    """Where converted models and digests are kept: $PEFT_ALIGN_CACHE, or peft_align in the user's cache folder.
+
+    Raises:
+        InputError: others could have put something there.
+    """
     own = os.environ.get("PEFT_ALIGN_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "peft_align"
+    place = Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "peft_align").expanduser()
+    try:
+        is_foreign = _is_foreign(place)
+    except OSError:  # there is none yet
+        return place
+    if is_foreign:
+        what = "can be written by everybody, or was made by another user in a folder that can be"
+        raise InputError([Fault(f"the cache {place}", what, "set PEFT_ALIGN_CACHE to a folder of your own")])
+    return place
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether what lies there may be anybody's: a colleague's folder is trusted, one that somebody left in /tmp not."""
+    there, parent = folder.stat(), folder.resolve().parent.stat()
+    by_another = there.st_uid not in (os.getuid(), 0) and bool(parent.st_mode & stat.S_IWOTH)
+    return by_another or bool(there.st_mode & stat.S_IWOTH)
+
+
+def umask() -> int:
+    """The permissions that new files are not given: the user's umask, and never that everybody may write."""
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask | stat.S_IWOTH
+
+
+def keep_others_from_writing() -> None:
+    """Have no file or folder of this process, and of those that it starts, be writable for everybody."""
+    os.umask(umask())
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder, if there is one; a link to a folder goes, and what it leads to stays. Raises OSError."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
 
 
 @contextmanager
@@ -32,7 +72,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~umask())  # mkstemp's are for the user alone
         if durable:
             sync(temporary)
         temporary.replace(path)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,8 +28,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from peft_align.secrecy import redacted
 from peft_align.store.leases import Lost, check, hold, is_held
-from peft_align.store.records import Damaged, read_json, verify, write_json
+from peft_align.store.records import Damaged, read_json, remove_tree, verify, write_json
 
 FORMAT = 1  # of the records; one of another format is taken for absent
 PRODUCTS = ("adapter", "checkpoints", "metrics.jsonl")
@@ -137,6 +137,7 @@ class RunDir:
         """
         self.check()
         before = self.progress() or {}
+        reason = redacted(reason)
         content = {"stage": stage, "kind": kind, "reason": reason, "time": time.time(), "step": before.get("step") or 0}
         content |= {"task": before.get("task") or this_task(), "reached": self.reached(), **more}
         self.remember(content)
@@ -215,6 +216,7 @@ class RunDir:
         An attempt is complete when its own record is there. The record of the run is removed first and comes last, and
         every step can be repeated, so a kill anywhere in between is made good by the next call.
         """
+        self.drop_links()
         record = self.attempt / "train.json"
         if _of_this_format(read_json(record)) is None:
             return False
@@ -225,12 +227,19 @@ class RunDir:
             if not fresh.exists():
                 continue  # moved by an earlier call
             if place.is_dir():
-                shutil.rmtree(place)
+                remove_tree(place)
             fresh.replace(place)
         shutil.rmtree(self.state, ignore_errors=True)  # there is nothing to go on to
         record.replace(self.path / "train.json")
-        shutil.rmtree(self.attempt)
+        remove_tree(self.attempt)
         return True
+
+    def drop_links(self) -> None:
+        """Remove links in the place of what training writes and deletes: that would be done where they lead to."""
+        for place in (self.attempt, self.state, self.state.with_name("state.new")):
+            below = (Path(folder, name) for folder, *names in os.walk(place) for name in (*names[0], *names[1]))
+            for path in [path for path in (place, *below) if path.is_symlink()]:
+                path.unlink()
 
     @contextmanager
     def lock(self, ended: str | None = None) -> Iterator[bool]:

@@ -181,8 +181,15 @@ def _verified(folder: Path, inputs: Mapping[str, Any], checkpoints: Collection[i
     lacking = [step for step in sorted(checkpoints) if step <= record["step"] and str(step) not in record["saved"]]
     if lacking:
         raise Unfit(f"the checkpoint of step {lacking[0]}, which is asked for now, was not kept then")
+    _check_names(folder, record["files"])
     verify(folder, record["files"])
     return record
+
+
+def _check_names(folder: Path, files: Mapping[str, Any]) -> None:
+    """Raise Damaged for files that were not there when the state was saved: transformers reads what it finds."""
+    if others := {path.name for path in folder.iterdir()} ^ {*files, RECORD}:
+        raise Damaged(f"{folder} has other files than were saved: {sorted(others)[0]}")
 
 
 def _cut_back(directory: RunDir, folder: Path, record: Mapping[str, Any]) -> None:
