@@ -160,7 +160,8 @@ def test_a_block_without_a_name_obeys_overrides_too(grid: Grid) -> None:
 def test_what_leaves_nothing_is_a_fault(grid_faults: GridFaults) -> None:
     text = "blocks: [{axes: {method: [sft], seed: [0]}}, {axes: {method: [dpo], seed: [1]}}]"
     assert grid_faults(text, "method=sft", "seed=1") == [
-        "method=sft seed=1: no run is left (see the blocks of the grid)"
+        "method=sft seed=1: no run is left (no cell has all of these; "
+        "block block0 has method: sft; seed: 0; block block1 has method: dpo; seed: 1)"
     ]
 
 

@@ -159,7 +159,7 @@ REFUSED = {
     "baselines null": ("blocks: [{}]\nbaselines: null", "baselines: true or false is expected"),
     "nothing": ("", "has neither blocks nor include"),
     "a list": ("[1]", "a mapping is expected at the top"),
-    "broken YAML": ("blocks: [", "cannot be read"),
+    "broken YAML": ("blocks: [", "is not YAML"),
     "a key twice": ("blocks: [{axes: {seed: [0], seed: [1]}}]", "duplicate"),
     "kind": ("blocks: [{kind: trian}]", "did you mean 'train'?"),
     "axis unknown": ("blocks: [{axes: {modle: [tiny]}}]", "modle: no such key (did you mean 'model'?)"),

@@ -26,7 +26,8 @@ class Killed(BaseException):
 
 
 def record_of(content: str) -> dict[str, Any]:
-    return {"format": FORMAT, "of": content}
+    checkpoints = {"4": {"files": {}, "digest": content}}
+    return {"format": FORMAT, "of": content, "checkpoints": checkpoints, "metrics": {}, "parents": {}, "inputs": {}}
 
 
 def write(folder: Path, content: str) -> None:
@@ -36,7 +37,7 @@ def write(folder: Path, content: str) -> None:
         for file in ("adapter_model.safetensors", "adapter_config.json"):
             (folder / name / file).write_text(content, encoding="utf-8")
     (folder / "metrics.jsonl").write_text(content, encoding="utf-8")
-    write_json(folder / "train.json", {"of": content, "format": FORMAT})
+    write_json(folder / "train.json", record_of(content))
 
 
 def products(directory: RunDir) -> set[str]:

@@ -22,7 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from peft_align.config import validate
 from peft_align.config.schema import GROUPS, TOP_LEVEL, Config
@@ -213,11 +213,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file; interpolations stay as they are. Raises InputError if it cannot be read."""
     try:
         container = OmegaConf.to_container(OmegaConf.load(path))  # plain YAML would read 5e-5 as text
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
-        raise InputError([Fault(str(path), f"cannot be read: {' '.join(str(error).split())[:300]}")]) from None
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
+        raise InputError([unreadable(path, error)]) from None
     if not isinstance(container, dict):
-        raise InputError([Fault(str(path), "a mapping is expected at the top of the file")])
+        what = f"a mapping is expected at the top of the file, not {validate.show(container)}"
+        raise InputError([Fault(str(path), what, "write KEY: VALUE lines")])
     return cast(dict[str, Any], container)
+
+
+def unreadable(path: Path, error: Exception) -> Fault:
+    """Why a YAML file cannot be read, in the words of its place."""
+    at = str(path)
+    if isinstance(error, FileNotFoundError):
+        return Fault(at, "is not there", "name a file that is")
+    if isinstance(error, OSError):
+        return Fault(at, f"cannot be read: {error.strerror}", "name a file that can")
+    if isinstance(error, RecursionError):
+        return Fault(at, "cannot be read: it is nested too deeply", "write it flatter")
+    if isinstance(error, UnicodeDecodeError):
+        return Fault(at, f"is not UTF-8 (byte {error.start})", "save it as UTF-8")
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        place = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+        about = " ".join(str(part) for part in (error.context, error.problem) if part)
+        return Fault(
+            f"{at}: {place}", f"is not YAML: {about}", "write KEY: VALUE lines, and text with : or [ in it in quotes"
+        )
+    return Fault(
+        at,
+        f"is not YAML: {' '.join(str(error).split())[:300]}",
+        "write KEY: VALUE lines, and text with : or [ in it in quotes",
+    )
 
 
 class _Lookup:
@@ -229,9 +254,11 @@ class _Lookup:
         self.space, self.choices, self.assignments, self.faults = space, choices, assignments, faults
         self.active: list[str] = []
 
-    def __call__(self, key: str) -> Any:
+    def __call__(self, key: str, where: str = "") -> Any:
+        """The value of a setting, which `where` refers to."""
         if key in self.active:
-            self.faults.append(Fault(key, f"refers to itself through {' -> '.join([*self.active, key])}"))
+            what = f"refers to itself through {' -> '.join([*self.active, key])}"
+            self.faults.append(Fault(key, what, "give one of them a value"))
             return None
         self.active.append(key)
         try:
@@ -241,11 +268,8 @@ class _Lookup:
             node: Any = self.space.node(head, self.choices[head]) if head in GROUPS else self.space.top.get(head)
             for name in filter(None, tail.split(".")):
                 if not isinstance(node, dict) or name not in node:
-                    self.faults.append(
-                        Fault(
-                            "${" + key + "}", "refers to a setting that does not exist", suggest(key, validate.leaves())
-                        )
-                    )
+                    at, what = f"{where}=${{{key}}}", "refers to a setting that does not exist"
+                    self.faults.append(Fault(at, what, suggest(key, validate.leaves())))
                     return None
                 node = node[name]
             return self.resolve(node, key)
@@ -260,7 +284,7 @@ class _Lookup:
         if not isinstance(node, str) or "${" not in node:
             return node
         match = REFERENCE.match(node)
-        return self(match[1]) if match else self._by_omegaconf(node, where)
+        return self(match[1], where) if match else self._by_omegaconf(node, where)
 
     def _by_omegaconf(self, text: str, where: str) -> Any:
         """What is more than a plain reference (resolvers, text around it) is OmegaConf's business."""
@@ -274,7 +298,9 @@ class _Lookup:
             OmegaConf.update(cfg, where, text, force_add=True)
             found = OmegaConf.select(cfg, where)
         except OmegaConfBaseException as error:
-            self.faults.append(Fault(where, f"'{text}' cannot be resolved: {' '.join(str(error).split())[:200]}"))
+            reason = " ".join(str(error).splitlines()[0].split())[:200]
+            hint = "write a value, or ${GROUP.SETTING}"
+            self.faults.append(Fault(where, f"'{text}' cannot be resolved: {reason}", hint))
             return None
         return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +36,29 @@ class Counts:
             from counts twice, so its number is the sum of its parts'.
         kept: pairs made.
         dropped: reason -> rows (of a mixture: would-be pairs) dropped for it.
+        first: reason -> the first row dropped for it, counted from 0 over the files of the split.
+        unmatched: the reasons that say that a rule does not apply to a row.
+        row: that is looked at.
     """
 
     read: int = 0
     matching: int = 0
     kept: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
+    unmatched: set[str] = field(default_factory=set)
+    row: int = -1
+
+    def drop(self, reason: str, *, applies: bool = True) -> None:
+        """Leave out the row that is looked at; `applies`: the preference's rule applies to it."""
+        self.dropped[reason] += 1
+        self.first.setdefault(reason, self.row)
+        self.unmatched |= set() if applies else {reason}
+
+    def rows(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """The rows, each being the one that is looked at until the next is asked for."""
+        for self.row, row in enumerate(rows):
+            yield row
 
     def plain(self) -> dict[str, Any]:
         """The counts as a record keeps them."""
@@ -53,17 +71,17 @@ def make_pair(
 ) -> Pair | None:
     """The pair, or None with the reason counted: no text, an empty response, or two equal ones."""
     if not isinstance(chosen, str) or not isinstance(rejected, str):
-        counts.dropped["response is not text"] += 1
+        counts.drop("response is not text")
         return None
     chosen, rejected = chosen.strip(), rejected.strip()
     if not chosen or not rejected:
-        counts.dropped["empty response"] += 1
+        counts.drop("empty response")
     elif chosen == rejected:
-        counts.dropped["responses are equal"] += 1
+        counts.drop("responses are equal")
     elif not prompt or not all(message.content for message in prompt):
-        counts.dropped["empty turn in the prompt"] += 1
+        counts.drop("empty turn in the prompt")
     elif prompt[-1].role != "user":
-        counts.dropped["prompt does not end with the user"] += 1
+        counts.drop("prompt does not end with the user")
     else:
         counts.kept += 1
         return Pair(pair_id, prompt, chosen, rejected)

@@ -169,6 +169,19 @@ def read_rows(
     return rows, {repo: source_of(folder, names_below(folder, paths))}
 
 
+def check_texts(repo: str, rows: Sequence[Any], names: Sequence[str], inside: str = "") -> None:
+    """Raises InputError unless every row has these texts; `inside`: a mapping of each row that holds them."""
+    for i, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        node = row.get(inside) if inside and isinstance(row, dict) else row
+        for name in names:
+            if isinstance(node, dict) and isinstance(node.get(name), str):
+                continue
+            key = f"{inside}.{name}" if inside else name
+            has = f"it has {', '.join(map(str, list(row)[:8]))}" if isinstance(row, dict) else "it is no row"
+            what = f"row {i} (counted from 0) has no text {key}; {has}"
+            raise InputError([Fault(repo, what, "fetch it again, or mend the row")])
+
+
 def source_of(folder: Path, names: list[str]) -> dict[str, Any]:
     """Files of a folder with their digests, as a record keeps them."""
     files = inventory(folder, names, Digests())

@@ -123,6 +123,8 @@ def proposals(root: Path, items: Iterable[Item]) -> list[dict[str, object]]:
     """
     alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for run, record in measured(root, items):
+        if not {"seconds", "peak_memory_bytes"} <= record.keys():
+            continue
         alike.setdefault((*likeness(run)[:3],), []).append(record)
     found: list[dict[str, object]] = []
     for (model, method, base), records in alike.items():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_align.config.identity import Precision, evaluated_on, on_base
+from peft_align.errors import InputError, WorkError
 from peft_align.grid.needs import processes
 from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import STAGES, Run
@@ -180,7 +181,10 @@ class Worker:
                 directory.fail(stage, *stop.told)
                 raise
             except Exception as error:  # one failed run never stops the others
-                traceback.print_exc()
+                if isinstance(error, (InputError, WorkError)):
+                    print(f"failed: {stage}: {reason(error)}", file=sys.stderr, flush=True)
+                else:
+                    traceback.print_exc()
                 if not isinstance(error, Blocked):
                     self._bases = None  # it may not be as it was
                 if isinstance(error, Damaged) and stage == "evaluate" and run.kind == "train":

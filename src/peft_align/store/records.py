@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from peft_align.errors import WorkError
+
 
 def cache_dir() -> Path:
     """Where converted models and digests are kept: $PEFT_ALIGN_CACHE, or peft_align in the user's cache folder."""
@@ -80,7 +82,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The record, or None if it is absent or not whole."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -148,7 +150,7 @@ def inventory(folder: Path, names: Iterator[str] | list[str], digests: Digests) 
     return found
 
 
-class Damaged(RuntimeError):
+class Damaged(WorkError):
     """A product on disk is not what its record says."""
 
 

@@ -28,9 +28,16 @@ from pathlib import Path
 from typing import Any
 
 from peft_align.store.records import Damaged, read_json, verify, write_json
+from peft_align.store.shapes import EVALUATION, JUDGEMENT, MERGE, TRAIN, sound, wrong
 
 FORMAT = 1  # of the records; one of another format is taken for absent
 PRODUCTS = ("adapter", "checkpoints", "metrics.jsonl")
+# What a run's directory holds, by what is made there.
+FILES = (
+    *("run.json", "train.json", "merge.json", "metrics.jsonl", "progress.json", "failed.json", "history.jsonl"),
+    *("train.log", "lock"),
+)
+FOLDERS = ("adapter", "checkpoints", "attempt", "state", "merged", "evaluations")
 WORKER = "PEFT_ALIGN_WORKER_PID"  # of the worker that has this process train for it
 # Why a run stopped. By itself: an error, too much memory, a kill, a time limit that it did not get further in.
 COUNTED = ("failed", "out_of_memory", "killed", "time_limit")
@@ -79,22 +86,27 @@ class RunDir:
         return self.evaluation(evaluation) / "judgements" / name
 
     def train_record(self) -> dict[str, Any] | None:
-        return _of_this_format(read_json(self.path / "train.json"))
+        return read_record(self.path / "train.json", TRAIN)
 
     def merge_record(self) -> dict[str, Any] | None:
-        return _of_this_format(read_json(self.path / "merge.json"))
+        return read_record(self.path / "merge.json", MERGE)
 
     def evaluation_record(self, name: str) -> dict[str, Any] | None:
-        return _of_this_format(read_json(self.evaluation(name) / "record.json"))
+        return read_record(self.evaluation(name) / "record.json", EVALUATION)
 
     def judgement_record(self, evaluation: str, name: str) -> dict[str, Any] | None:
-        return _of_this_format(read_json(self.judgement(evaluation, name) / "record.json"))
+        return read_record(self.judgement(evaluation, name) / "record.json", JUDGEMENT)
 
     def failure(self) -> dict[str, Any] | None:
-        return read_json(self.path / "failed.json")
+        """Why it stopped; stage, kind and reason are always told."""
+        told = read_json(self.path / "failed.json")
+        unknown = {"stage": "unknown stage", "kind": "failed", "reason": "failed.json does not say why"}
+        return None if told is None else unknown | sound(told)
 
     def progress(self) -> dict[str, Any] | None:
-        return read_json(self.path / "progress.json")
+        """What is being done; stage and time are always told."""
+        told = read_json(self.path / "progress.json")
+        return None if told is None else {"stage": "unknown stage", "time": time.time()} | sound(told)
 
     def report_progress(self, **now: Any) -> None:
         """Say what is being done, for `status` and the live table. Lost in a crash, so it is not synced to disk."""
@@ -140,9 +152,9 @@ class RunDir:
             return []
         found = []
         for line in lines:
-            with suppress(json.JSONDecodeError, UnicodeDecodeError):
+            with suppress(ValueError, RecursionError):
                 found.append(json.loads(line))
-        return [entry for entry in found if isinstance(entry, dict)]
+        return [sound(entry) for entry in found if isinstance(entry, dict)]
 
     def attempts(self) -> int:
         """How often it stopped by itself since it last got further; what the cluster did is not counted."""
@@ -159,7 +171,7 @@ class RunDir:
     def reached(self) -> list[int]:
         """How far it is, so that it would not begin there again: records, the saved step of training, texts, values."""
         records = [self.path / "train.json", self.path / "merge.json", *self.path.glob("evaluations/**/record.json")]
-        state, progress = read_json(self.path / "state" / "record.json") or {}, self.progress() or {}
+        state, progress = sound(read_json(self.path / "state" / "record.json") or {}), self.progress() or {}
         counted = ("evaluate", "judge", "reference")
         texts = int(progress.get("step") or 0) if progress.get("stage") in counted else 0
         return [sum(map(Path.is_file, records)), int(state.get("step") or 0), texts]
@@ -194,7 +206,7 @@ class RunDir:
         every step can be repeated, so a kill anywhere in between is made good by the next call.
         """
         record = self.attempt / "train.json"
-        if _of_this_format(read_json(record)) is None:
+        if read_record(record, TRAIN) is None:
             return False
         (self.path / "train.json").unlink(missing_ok=True)
         for name in PRODUCTS:
@@ -247,8 +259,24 @@ def _acquired(descriptor: int) -> bool:
     return False
 
 
-def _of_this_format(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    return record if record is not None and record.get("format") == FORMAT else None
+def read_record(path: Path, shape: Any) -> dict[str, Any] | None:
+    """A record that is whole, of this format and of its shape; None for any other, and where there is none."""
+    record = read_json(path)
+    whole = record is not None and record.get("format") == FORMAT and wrong(record, shape) is None
+    return record if whole else None
+
+
+def damage(path: Path, shape: Any) -> str | None:
+    """Why a record that is there is not used; None if it is, or there is none."""
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if record is None:
+        return f"its {path.name} is damaged: no JSON object"
+    if record.get("format") != FORMAT:
+        return f"its {path.name} is of format {str(record.get('format'))[:20]}, and this version reads {FORMAT}"
+    told = wrong(record, shape)
+    return None if told is None else f"its {path.name} is damaged: {told}"
 
 
 def this_task() -> str | None:

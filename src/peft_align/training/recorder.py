@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from peft_align.data.tokenization import TokenizedPair
+from peft_align.errors import WorkError
 from peft_align.grid.runs import Run
 from peft_align.models.adapters import save_adapter
 from peft_align.store.records import atomic_write
@@ -23,7 +24,7 @@ from peft_align.training.state import save_state
 from peft_align.training.tracking import Log
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(WorkError):
     """Training cannot go on; the message says why."""
 
 
