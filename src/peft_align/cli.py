@@ -131,5 +131,6 @@ def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:
         if error.filename is None or error.errno not in UNUSABLE:
             raise
         hint = "give another root=DIR, or move away what is in its place"
-        print(f"peft_align: {error.filename}: {error.strerror}; nothing can be kept there ({hint})", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}; results cannot be read or kept there"
+        print(f"peft_align: {what} ({hint})", file=sys.stderr)
         return BAD_INPUT

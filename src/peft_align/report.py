@@ -38,7 +38,8 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
     with atomic_write(folder / "results.md") as temporary:
         temporary.write_text(summary, encoding="utf-8")
     lacking = sum(not item.done for item in items)
-    note = f"{lacking} of {len(items)} runs are not complete yet.\n" if lacking else ""
+    why = "python -m peft_align.plan says why"
+    note = f"{lacking} of {len(items)} runs are not complete yet: {why}.\n" if lacking else ""
     told = "".join(f"warning: {warning}\n" for warning in data_warnings(items, asked.root))
     return f"{summary}\n{note}{told}{len(table)} rows: {folder / 'results.csv'}\n"
 

@@ -90,6 +90,7 @@ def run_words(words: list[str], folder: Path) -> Outcome:
         with (
             inside(folder),
             patch.object(sys, "argv", [verb, *rest]),
+            patch.dict(os.environ, COLUMNS="400"),  # nothing is cut or wrapped
             patch("peft_align.cli.ConfigSpace", space),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),

@@ -23,9 +23,9 @@ def option(name: str, path: str, text: str | bytes, *told: str, words: Sequence[
 
     def prepare(folder: Path) -> list[str]:
         write(folder / "conf" / path, text)
-        group, model = path.partition("/")[0], "model=tiny"
-        own = [f"{group}=mine"] if not words else list(words)
-        fixed = [word for word in (model, "dataset=everyday") if word.partition("=")[0] != group]
+        own = list(words) or [f"{path.partition('/')[0]}=mine"]
+        given = {word.partition("=")[0] for word in own}
+        fixed = [word for word in ("model=tiny", "dataset=everyday") if word.partition("=")[0] not in given]
         return ["plan", "--config-dir", "conf", *fixed, *own]
 
     return Case("options", name, prepare, told, faults=faults)
@@ -51,7 +51,12 @@ CASES = [
     model(
         "shape that is a list", TINY.partition("shape")[0] + "shape: [2, 32]\n", "model.shape: a mapping is expected"
     ),
-    model("under its group's name", "model:\n  source: random\n", "model.model: no such key", "without", faults=6),
+    model(
+        "under its group's name",
+        "model:\n  source: random\n",
+        "model/mine.yaml: its settings stand under 'model:'",
+        "at its top",
+    ),
     model("written into another group", "# @package train\nmax_steps: 3\n", "model/mine.yaml", "without a package"),
     model(
         "reference to what is not there",
@@ -155,7 +160,7 @@ CASES = [
         "kind: openai\nmodel: m\n",
         "judge.base_url: is missing",
         "judge.retries: is missing",
-        faults=11,
+        faults=12,
     ),
     option(
         "time that YAML reads as a number",

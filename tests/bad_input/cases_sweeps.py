@@ -365,9 +365,8 @@ PLACES = [
         "progress that is a folder",
         "train",
         lambda run: (undone({})(run), instead("progress.json", folder=True)(run)),
-        "progress.json: Is a directory",
+        "progress.json: is a folder, and a file is to be written there",
         code=REFUSED,
-        faults=0,
     ),
     damaged(
         "adapter that is a file",

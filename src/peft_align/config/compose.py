@@ -29,6 +29,7 @@ from peft_align.config.schema import GROUPS, TOP_LEVEL, Config
 from peft_align.errors import Fault, InputError, suggest
 
 REFERENCE = re.compile(r"^\$\{([A-Za-z_][\w]*(?:\.[A-Za-z_][\w]*)*)\}$")
+ABSENT = re.compile(r"In '([^']+)': Could not (?:load|find) '([^']+)'")  # Hydra's word for a default that is none
 Assignments = Mapping[str, Any]
 
 
@@ -85,15 +86,24 @@ class ConfigSpace:
         return sorted({path.stem for d in self.dirs for path in (d / group).glob("*.yaml")})
 
     def file(self, group: str, option: str) -> Path | None:
-        """The YAML file of an option."""
+        """The YAML file of an option, if there is one."""
+        if option not in self.options(group):  # whatever its text is: no name of a file
+            return None
         return next((path for d in self.dirs if (path := d / group / f"{option}.yaml").is_file()), None)
 
     def load(self, group: str, option: str) -> dict[str, Any]:
         """The plain values of an option that stands outside the composition (a grid, a benchmark)."""
         path = self.file(group, option)
         if path is None:
-            raise InputError([Fault(f"{group}={option}", "no such option", suggest(option, self.options(group)))])
+            raise InputError([Fault(f"{group}={option}", "no such option", self.hint(group, option))])
         return read_yaml(path)
+
+    def hint(self, group: str, option: str) -> str:
+        """What was probably meant by an option that is none."""
+        other = f"{option}.yml"
+        if any(other in [path.name for path in (d / group).glob("*.yml")] for d in self.dirs):
+            return f"rename {other} to {option}.yaml"
+        return suggest(option, self.options(group))
 
     def prefetch(self, wanted: Iterable[tuple[str, str]]) -> None:
         """Compose the options that are missing: the i-th missing option of every group in the i-th composition."""
@@ -116,6 +126,9 @@ class ConfigSpace:
     def _keep(self, group: str, option: str, node: Any) -> None:
         if node is None and not self.load(group, option):
             node = {}  # an empty file: what is missing is told with the rest
+        if isinstance(node, dict) and list(node) == [group] and isinstance(node[group], dict):
+            what = f"its settings stand under '{group}:'"
+            raise InputError([Fault(f"{group}/{option}.yaml", what, "write them at its top, without it")])
         if not isinstance(node, dict):
             what = f"a mapping is expected under '{group}', and the file gives none"
             raise InputError(
@@ -129,13 +142,24 @@ class ConfigSpace:
         try:
             with initialize_config_dir(str(self.dirs[0]), version_base="1.3", job_name="peft_align"):
                 cfg = compose("config", overrides=[*self._hydra, *overrides], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            reason = " ".join(str(error).split())
-            cause = f" {' '.join(str(error.__cause__).split())}" if error.__cause__ else ""
-            raise InputError([Fault(" ".join(overrides) or "conf/config.yaml", (reason + cause)[:400])]) from None
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+            raise InputError([self._why(overrides, error)]) from None
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
         plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         return {**cast(dict[str, Any], OmegaConf.to_container(plain)), "__choices__": choices}
+
+    def _why(self, overrides: Sequence[str], error: Exception) -> Fault:
+        """What is wrong with options that could not be composed. Raises InputError with it where it is a file."""
+        for override in overrides:
+            group, _, option = override.partition("=")
+            if group in GROUPS and (path := self.file(group, option)) is not None:
+                read_yaml(path)
+        reason = " ".join(str(error).split())
+        if match := ABSENT.search(reason):
+            group, _, option = match[2].rpartition("/")
+            return Fault(f"{match[1]}.yaml: defaults", f"there is no {match[2]}", suggest(option, self.options(group)))
+        cause = f" {' '.join(str(error.__cause__).split())}" if error.__cause__ else ""
+        return Fault(" ".join(overrides) or "conf/config.yaml", (reason + cause)[:400])
 
     def value(self, values: Mapping[str, Any], key: str) -> Any:
         """The option of a group or the value of a setting that a run with these values has; None if it has none."""
@@ -156,6 +180,11 @@ class ConfigSpace:
         by_group: dict[str, dict[str, Any]] = {}
         for key, v in assignments.items():
             by_group.setdefault(key.partition(".")[0], {})[key] = v
+        before = len(faults)
+        for group in GROUPS:  # what refers to an option of no kind would be told as a fault of its own
+            validate.kind_of(group, self.node(group, choices[group]), faults)
+        if len(faults) > before:
+            return None
         parts: dict[str, Built] = {}
         failed = False
         for group in GROUPS:

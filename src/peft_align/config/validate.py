@@ -83,9 +83,10 @@ def kind_of(group: str, node: Mapping[str, Any], faults: list[Fault]) -> type | 
     if not isinstance(cls, dict):
         return cls
     kind = node.get("kind")
-    if kind in cls:
+    if isinstance(kind, str) and kind in cls:
         return cls[kind]
-    faults.append(Fault(f"{group}.kind", f"{kind!r} is not a kind of {group}", suggest(str(kind), cls)))
+    what = "is missing" if kind is None else f"{kind!r} is not a kind of {group}"
+    faults.append(Fault(f"{group}.kind", what, suggest(str(kind), cls)))
     return None
 
 

@@ -83,6 +83,7 @@ def classifier(judge: Classifier, mirror: str | None) -> Callable[[Sequence[str]
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_weights refuses them, by name
         )
         check_weights(folder, found)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

@@ -335,7 +335,7 @@ def check_value(space: ConfigSpace, key: str, v: Any, at: str, faults: list[Faul
             return v
         what = "the value is empty" if v in (None, "") else f"{key} has no option {validate.show(v)}"
         own = [f"{key}.{name}" for name in v] if isinstance(v, dict) else []
-        hint = f"write settings with dots: {own[0]}" if own else suggest(str(v), options)
+        hint = f"write settings with dots: {own[0]}" if own else space.hint(key, str(v))
         faults.append(Fault(at, what, hint))
         return v
     leaf = validate.leaves().get(key)

@@ -166,6 +166,7 @@ def load_causal_lm(
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_weights refuses them, by name
         )
         check_weights(folder, found)
         tokenizer = load_tokenizer(folder)

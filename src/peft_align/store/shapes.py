@@ -152,8 +152,8 @@ def _wrong_mapping(value: Mapping[str, Any], shape: Each | dict[str, Any], at: s
         return f"{at} is empty"
     if shape.whole and (odd := next((name for name in value if not (name.isascii() and name.isdigit())), None)):
         return f"{before}{odd} is named after no whole number"
-    told = (wrong(each, shape.shape, f"{before}{name}") for name, each in value.items())
-    return next(filter(None, told), None)
+    of_each = (wrong(each, shape.shape, f"{before}{name}") for name, each in value.items())
+    return next(filter(None, of_each), None)
 
 
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", FINITE: "a finite number"}
