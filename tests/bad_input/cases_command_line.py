@@ -27,7 +27,7 @@ KEYS = [
     shown("group as a value", "method.adapter=4", told=("is a group of settings", "its settings: method.adapter.r,")),
     shown("hub as a value", "hub=mirror", told=("is a group of settings", "its settings: hub.mirror")),
     shown("a list as an option", "model=[tiny]", told=("model=[tiny]: model has no option", "tiny")),
-    shown("a mapping as an option", "model={a:1}", told=("model={a:1}: model has no option", "tiny")),
+    shown("a mapping as an option", "model={a:1}", told=("model={a:1}: model has no option", "with dots: model.a")),
     shown(
         "a group's file by its path", "model=model/tiny.yaml", told=("model has no option 'model/tiny.yaml'", "tiny")
     ),

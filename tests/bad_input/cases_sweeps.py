@@ -21,15 +21,16 @@ WORDS = (
 Damage = Callable[[Path], object]
 
 
-def done(folder: Path) -> Run:
-    """A sweep under folder/outputs that is done; returns its training run."""
-    sweep, root = expand(*WORDS), folder / "outputs"
-    (run,) = trained(sweep)
-    finish_training(root, run)
+def done(folder: Path, words: tuple[str, ...] = WORDS) -> Run:
+    """A sweep under folder/outputs that is done; returns its first training run."""
+    sweep, root = expand(*words), folder / "outputs"
+    run, *_ = trained(sweep)
+    for each in trained(sweep):
+        finish_training(root, each)
     for item in plan(sweep, root):
         for request in item.requests:
             finish_evaluation(root, request, [metric("acc", 0.5)])
-    write_manifest(root / "sweeps/adhoc-0", list(WORDS), [], [run.id for run in sweep.runs])
+    write_manifest(root / "sweeps/adhoc-0", list(words), [], [each.id for each in sweep.runs])
     return run
 
 
@@ -42,18 +43,22 @@ def damaged(
     words: tuple[str, ...] = WORDS,
     faults: int = 1,
     around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    of: tuple[str, ...] = (),
 ) -> Case:
-    """A sweep that is done, with something damaged: `damage` is given the folder of its training run."""
+    """A sweep that is done, with something damaged: `damage` is given the folder of its training run.
+
+    `of` are the sweep's own words, where the program is given others.
+    """
 
     def prepare(folder: Path) -> list[str]:
-        run = done(folder)
+        run = done(folder, of or WORDS)
         damage(folder / "outputs/runs" / run.id)
         return [verb, *words]
 
     return Case("sweeps", f"{name}, {verb}", prepare, told, code, faults, around=around)
 
 
-def of(name: str, content: str | bytes) -> Damage:
+def content_of(name: str, content: str | bytes) -> Damage:
     """Another content of a file of the run."""
     return lambda run: write(run / name, content)
 
@@ -90,14 +95,26 @@ def instead(name: str, *, folder: bool) -> Damage:
 TRAINED, EVALUATION = "train.json", "evaluations/*/record.json"
 RECORDS = [
     damaged(
-        "record that is not JSON", "plan", of(TRAINED, b"\x00\xff{"), "1 × retrain: its train.json is damaged: no JSON"
+        "record that is not JSON",
+        "plan",
+        content_of(TRAINED, b"\x00\xff{"),
+        "1 × retrain: its train.json is damaged: no JSON",
     ),
-    damaged("record that is empty", "plan", of(TRAINED, ""), "retrain: its train.json is damaged: no JSON object"),
-    damaged("record that is a list", "plan", of(TRAINED, "[1, 2]"), "its train.json is damaged: no JSON object"),
-    damaged("record that is a list", "status", of(TRAINED, "[1, 2]"), "retrain: its train.json is damaged: no JSON"),
-    damaged("record that is a list", "report", of(TRAINED, "[1, 2]"), "1 of 2 runs are not complete yet"),
     damaged(
-        "record nested too deeply", "plan", of(TRAINED, "[" * 100_000), "its train.json is damaged: no JSON object"
+        "record that is empty", "plan", content_of(TRAINED, ""), "retrain: its train.json is damaged: no JSON object"
+    ),
+    damaged(
+        "record that is a list", "plan", content_of(TRAINED, "[1, 2]"), "its train.json is damaged: no JSON object"
+    ),
+    damaged(
+        "record that is a list", "status", content_of(TRAINED, "[1, 2]"), "retrain: its train.json is damaged: no JSON"
+    ),
+    damaged("record that is a list", "report", content_of(TRAINED, "[1, 2]"), "1 of 2 runs are not complete yet"),
+    damaged(
+        "record nested too deeply",
+        "plan",
+        content_of(TRAINED, "[" * 100_000),
+        "its train.json is damaged: no JSON object",
     ),
     damaged(
         "record of another format",
@@ -159,7 +176,9 @@ RECORDS = [
         lambda run: (run / "adapter/adapter_model.safetensors").unlink(),
         "retrain: adapter/adapter_model.safetensors is missing",
     ),
-    damaged("adapter that is cut off", "plan", of("adapter/adapter_model.safetensors", "x"), "has 1 bytes, not"),
+    damaged(
+        "adapter that is cut off", "plan", content_of("adapter/adapter_model.safetensors", "x"), "has 1 bytes, not"
+    ),
     damaged(
         "what the run is, gone", "plan", lambda run: (run / "run.json").unlink(missing_ok=True), "done: 2, to do: 0"
     ),
@@ -190,6 +209,41 @@ RECORDS = [
         "plan",
         edited(EVALUATION, lambda r: r.update(format="2")),
         "its record.json is of format 2",
+    ),
+]
+
+
+SEARCH = (
+    *("model=tiny", "dataset=everyday", "method=sft", "peft=lora", "train.max_steps=4", "peft.r=4,8"),
+    *("evaluation.benchmarks=[preference]", "evaluation.heldout_split=validation"),
+)
+RECORDS += [
+    damaged(
+        "record that is a list",
+        "evaluate",
+        content_of(TRAINED, "[1, 2]"),
+        "0 runs to evaluate, 1 not made yet",
+        "plan says why",
+    ),
+    damaged(
+        "record that is a list",
+        "select",
+        content_of(TRAINED, "[1, 2]"),
+        "adhoc: 1 of its 3 runs are not done",
+        "finish it first",
+        code=REFUSED,
+        words=SEARCH,
+        of=SEARCH,
+    ),
+    damaged(
+        "scores without the one that decides",
+        "select",
+        lambda run: None,
+        "its score of preference has no response_loss",
+        "evaluate it again",
+        code=REFUSED,
+        words=SEARCH,
+        of=SEARCH,
     ),
 ]
 
@@ -324,7 +378,7 @@ def loop(path: Path) -> None:
     path.symlink_to(path)
 
 
-LOOKING = ("plan", "status", "report", "sweep", "evaluate", "cancel", "train")
+LOOKING = ("plan", "status", "report", "sweep", "evaluate", "judge", "select", "cancel", "train")
 PLACES = [
     *(
         root_of(
