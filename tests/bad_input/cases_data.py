@@ -85,7 +85,7 @@ GOOD = lines(hh_rows())
 FIRST = f"{HH}/train.jsonl, line 1"
 FILES = [
     hh("empty file", b"", f"{HH}/train.jsonl: is empty", "fetch it again"),
-    hh("blank lines alone", b"\n\n", "harmless-base"),
+    hh("blank lines alone", b"\n\n", f"{HH}/train.jsonl: has no row", "fetch it again"),
     hh(
         "line that is not JSON",
         GOOD + b'{"chosen": "a", "rejec\n' + GOOD,
@@ -119,7 +119,7 @@ FILES = [
         f"{HH}/train.jsonl.gz: is damaged after line",
         "fetch it again",
     ),
-    train("no files", {f"{HH}/README.md": b"# nothing\n"}, HH, "train.jsonl"),
+    train("no files", {f"{HH}/README.md": b"# nothing\n"}, HH, "contain any data files"),
     train("no folder of the preference", {"Anthropic/hh-rlhf/helpful-base/train.jsonl": GOOD}, f"{HH}: is not there"),
     train("no train split", {f"{HH}/test.jsonl": GOOD}, "has no files of a split 'train'", "it has: test"),
     train(
@@ -154,10 +154,17 @@ ROWS = [
     hh(
         "a list among texts",
         changed(hh_rows(), 5, chosen=["a"]),
-        f"{HH}/train.jsonl, line 6: chosen is a list",
-        "line 1 a text",
+        "1 of 8 rows left out: 1 × response is not text (first:",
+        "line 6",
+        code=TOLD,
     ),
-    hh("a number among texts", changed(hh_rows(), 5, chosen=7), f"{HH}/train.jsonl, line 6: chosen is a number"),
+    hh(
+        "a number among texts",
+        changed(hh_rows(), 5, chosen=7),
+        "1 of 8 rows left out: 1 × response is not text (first:",
+        "line 6",
+        code=TOLD,
+    ),
     hh(
         "missing column",
         [{"chosen": row["chosen"]} for row in hh_rows()],

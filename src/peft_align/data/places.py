@@ -72,21 +72,22 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _fault_of(path: Path, columns: Collection[str], types: dict[str, tuple[str, str]]) -> Fault | None:
     if path.stat().st_size == 0:
         return Fault(str(path), "is empty", "fetch it again, or leave it out")
-    number = 0
+    number, rows = 0, 0
     try:
         for number, line in enumerate(_lines(path), start=1):
+            rows += bool(line.strip())
             if number == 1 and line.startswith(UTF_16):
                 hint = f"convert it: iconv -f UTF-16 -t UTF-8 {path.name}"
                 return Fault(str(path), "is UTF-16, and UTF-8 is expected", hint)
             if fault := _fault_in(line, f"{path}, line {number}", path, columns, types, alone=number == 1):
                 return fault
-            if number == 1 and not line.rstrip().endswith(b"}"):
+            if number == 1 and line.strip() and not line.rstrip().endswith(b"}"):
                 return None  # a JSON file that is no row a line
     except EOFError:
         return Fault(str(path), f"is cut off after line {number}", "fetch it again")
     except (OSError, zlib.error) as error:
         return Fault(str(path), f"is damaged after line {number}: {error}", "fetch it again")
-    return None
+    return None if rows else Fault(str(path), "has no row", "fetch it again, or leave it out")
 
 
 def _fault_in(

@@ -54,7 +54,7 @@ def load_split(dataset: Dataset, preference: Preference, split: str, mirror: str
     counts = Counts()
     try:
         pairs = list(loader.pairs(rows, preference.rule, file_split, counts))
-    except (UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except (UnicodeDecodeError, pyarrow.ArrowException) as error:  # of rows, which are decoded as they are asked for
         raise _unreadable(folder, paths, loader.columns(preference.rule), error) from None
     if split != "test":
         held_back = [is_validation(pair.prompt, dataset.validation_fraction) for pair in pairs]
@@ -134,7 +134,7 @@ def _read(dataset: Dataset, folder: Path, loader: ModuleType, rule: str, split: 
     subset, columns = loader.subset(rule), loader.columns(rule)
     place, paths = folder / (subset or ""), list[str]()
     if not place.is_dir():
-        raise InputError([Fault(str(place), "is not there", "see docs/evaluation.md on hub.mirror, or fetch it again")])
+        raise InputError([Fault(str(place), "is not there", "fetch it: python -m peft_align.fetch")])
     try:
         if dataset.hub_id is None:
             files = {split: str(folder / f"*-{split}.jsonl")}
@@ -148,7 +148,9 @@ def _read(dataset: Dataset, folder: Path, loader: ModuleType, rule: str, split: 
             raise InputError([Fault(str(place), f"has no files of a split '{split}'", hint)])
         builder.download_and_prepare()
         rows = builder.as_dataset(split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # what datasets lets through varies with the damage: EOFError, StopIteration, Arrow's
         raise _unreadable(place, paths, columns, error) from None
     if absent := [name for name in columns if name not in rows.column_names]:
         fault = find_fault(paths)  # where nothing is read, no column is

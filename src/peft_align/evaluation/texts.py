@@ -163,9 +163,12 @@ def read_rows(
             raise InputError([Fault(str(folder), f"has no files of a split '{split}'")])
         builder.download_and_prepare()
         rows = list(builder.as_dataset(split=split))
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise InputError([Fault(repo, f"cannot be read: {reason}", "set hub.mirror=DIR, or be online")]) from None
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # what datasets lets through varies with the damage
+        cause = error.__cause__ or error
+        reason = " ".join((str(cause) or type(cause).__name__).split())[:200]
+        raise InputError([Fault(repo, f"cannot be read: {reason}", "fetch it again")]) from None
     return rows, {repo: source_of(folder, names_below(folder, paths))}
 
 

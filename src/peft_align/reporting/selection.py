@@ -154,7 +154,10 @@ def _scores(item: Item, root: Path) -> dict[str, float]:
                 found = {metric["name"]: metric["value"] for metric in record["metrics"]}
                 for name, _ in CRITERIA[item.run.config.method.kind]:
                     if name not in found:
-                        what, hint = f"its score of {BENCHMARK} has no {name}", "delete its folder, and evaluate it again"
+                        what, hint = (
+                            f"its score of {BENCHMARK} has no {name}",
+                            "delete its folder, and evaluate it again",
+                        )
                         raise InputError([Fault(f"{item.run.id}: {request.name}", what, hint)])
                 return found
     raise InputError([Fault(item.run.id, f"has no score of {BENCHMARK} at step {last} on the validation split")])
