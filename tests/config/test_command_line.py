@@ -88,7 +88,7 @@ def test_config_dirs_are_taken_in_both_forms_and_repeated(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("words", [["--config-dir"], ["--config-dir="], ["--config-dir", "nowhere"]])
 def test_a_config_dir_that_is_no_folder_is_refused(words: list[str]) -> None:
-    assert "is not a folder" in told(*words)
+    assert any(what in told(*words) for what in ("is not a folder", "names no folder"))
 
 
 def test_hydras_own_overrides_are_kept_apart() -> None:
