@@ -67,6 +67,7 @@ VALUES = [
 WORDS = [
     shown("unparsable", "a=[1", told=("a=[1: not an override", "key=value")),
     shown("no override", "full", told=("full: not an override: there is no '='", "key=value")),
+    shown("empty word", "", told=("'': not an override: there is no '='", "key=value")),
     shown("no key", "=3", told=("=3:", "key=value")),
     shown("unknown flag", "--jsn", "seed=1", told=("--jsn: no such flag", "'--json'?")),
     shown("abbreviated flag", "--js", "seed=1", told=("--js: no such flag",)),

@@ -118,7 +118,8 @@ def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[dict[st
             parsed = parser.parse_override(word)
         except HydraException as error:
             reason = str(error).splitlines()[0] if "=" in word else "there is no '=' in it"
-            faults.append(Fault(word, f"not an override: {reason}", "write key=value, e.g. method=dpo or peft.r=8,16"))
+            at = word if word.strip() else f"'{word}'"
+            faults.append(Fault(at, f"not an override: {reason}", "write key=value, e.g. method=dpo or peft.r=8,16"))
             continue
         key = parsed.key_or_group
         if key.startswith("hydra.") or key == "hydra":

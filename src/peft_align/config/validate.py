@@ -171,7 +171,7 @@ def check(value: Any, hint: Any, rule: Rule, where: str, faults: list[Fault]) ->
     if converted is None:
         in_quotes = base in (int, float) and isinstance(value, str) and NUMBER.fullmatch(value.strip())
         hint = f"write it without quotes: {value.strip()}" if in_quotes else describe(base, rule)
-        endless = isinstance(value, float) and not math.isfinite(value)
+        endless = base is float and isinstance(value, float) and not math.isfinite(value)
         name = "a finite number" if endless else TYPE_NAMES[base]
         faults.append(Fault(where, f"{show(value)} is not {name}", hint))
         return None
