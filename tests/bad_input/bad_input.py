@@ -44,6 +44,7 @@ class Case:
             0: it is not input that is wrong but a place where it lies, and that is one line of its own.
         unsaid: what it must not say.
         around: what holds while the program runs.
+        gone: the end of the name of a record that is deleted, for what it speaks of is to be made again.
     """
 
     area: str
@@ -54,6 +55,7 @@ class Case:
     faults: int = 1
     unsaid: tuple[str, ...] = ()
     around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    gone: str = ""
 
     def __str__(self) -> str:
         return f"{self.area}: {self.name}"

@@ -65,7 +65,7 @@ def judge(name: str, make: Callable[[Path], list[str]], *told: str, code: int = 
 
     def prepare(folder: Path) -> list[str]:
         line = asked(folder, *make(folder))
-        texts(folder, line)
+        texts(folder, asked(folder))
         return ["judge", *line]
 
     return Case("judges", name, prepare, told, code, faults)
@@ -188,7 +188,14 @@ OTHERS = [
         code=FAILED,
     ),
     judge("scorer for what needs answers", lambda _: ["judge=profanity"], "a judge of kind profanity cannot judge it"),
-    Case("judges", "texts that are damaged", damaged_texts, ("samples.jsonl.gz is damaged",), FAILED),
+    Case(
+        "judges",
+        "texts that are damaged",
+        damaged_texts,
+        ("samples.jsonl.gz is damaged",),
+        FAILED,
+        gone="/record.json",
+    ),
     Case("judges", "earlier answers that are damaged", damaged_answers, ("red_instruct_standard",), TOLD),
 ]
 

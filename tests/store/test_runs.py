@@ -230,7 +230,7 @@ def test_a_product_is_checked_against_its_record_when_it_is_read(tmp_path: Path)
         directory.product()
     write(directory.path, "fine")
     files = ("adapter_model.safetensors", "adapter_config.json")
-    entry = {"files": inventory(directory.adapter, list(files), Digests(tmp_path / "digests.json"))}
+    entry = {"files": inventory(directory.adapter, list(files), Digests(tmp_path / "digests.json")), "digest": "d"}
     record = record_of("fine") | {"checkpoints": {"2": entry, "4": entry}}
     write_json(directory.path / "train.json", record)
     assert directory.product() == directory.adapter

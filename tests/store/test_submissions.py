@@ -18,7 +18,7 @@ def array(name: str, job: str | None, *tasks: list[str]) -> dict[str, Any]:
 
 
 def submitted(root: Path, sweep: str = "one", *arrays: dict[str, Any]) -> Submission:
-    found = new_submission(root / "sweeps" / sweep, {"arrays": list(arrays), "report": None})
+    found = new_submission(root / "sweeps" / sweep, {"name": sweep, "runs": [], "arrays": list(arrays), "report": None})
     found.save()
     return found
 
