@@ -34,7 +34,7 @@ def test_each_submission_has_a_folder_of_its_own_however_fast_they_follow(
 
 
 def test_what_is_not_saved_yet_is_no_submission(tmp_path: Path) -> None:
-    fresh = new_submission(tmp_path / "sweeps/one", {"words": ["seed=1"]})
+    fresh = new_submission(tmp_path / "sweeps/one", {"words": ["seed=1"], "name": "one", "runs": []})
     assert submissions(tmp_path) == []
     fresh.save()
     (found,) = submissions(tmp_path)
