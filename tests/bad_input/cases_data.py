@@ -311,12 +311,14 @@ BENCHMARKS = [
         {f"{TOXIC}/train.jsonl": lines([{"prompt": {"toxicity": 0.5}}])},
         f"{TOXIC}: row 0",
         "no text prompt.text",
+        words=["benchmark.real_toxicity.judge=null"],
     ),
     scored(
         "toxicity prompts without the score",
         "real_toxicity",
         {f"{TOXIC}/train.jsonl": lines([{"prompt": {"text": "a", "toxicity": 0.5}}])},
         "no prompt has a score",
+        words=["benchmark.real_toxicity.judge=null"],
     ),
     scored(
         "Red-Instruct's questions of another form",

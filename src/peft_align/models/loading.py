@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from peft_align.config.identity import short_hash
@@ -203,16 +202,14 @@ def cannot_be_loaded(folder: Path) -> Iterator[None]:
     """What libraries raise of a folder that cannot be loaded, as an InputError; running out of memory is none."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except Exception as error:  # each library has kinds of its own, for what is wrong in each of the files
         told = (
             f"{error} ({type(error).__name__})" if isinstance(error, (KeyError, TypeError, AttributeError)) else error
         )
         lines = [line.strip() for line in str(told).splitlines() if line.strip()]
-        what = f"cannot be loaded: {lines[0][:300] if lines else type(error).__name__}"
+        what = f"cannot be loaded: {' '.join(lines[:2])[:300] if lines else type(error).__name__}"
         hint = "no code of a repository is run" if "trust_remote_code" in str(error) else WHOLE
         raise InputError([Fault(str(folder), what, hint)]) from None
 
