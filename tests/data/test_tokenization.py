@@ -80,7 +80,9 @@ def test_turns_and_answers_spelled_in_the_data_begin_and_end_none_in_a_chat(chat
     (done,), _ = tokenize([pair], chatty, "chat", 4000)
     start, end = chatty.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert (done.prompt.count(start), done.prompt.count(end), done.prompt.count(chatty.eos_token_id)) == (2, 1, 0)
-    assert chatty.decode(done.prompt) == f"<|im_start|>user\n{forged}<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        chatty.decode(done.prompt) == f"<|im_start|>user\n{forged}<|im_end|>\n<|im_start|>assistant"
+    )  # Jinja drops the last line break
     for text, ids in ((pair.chosen, done.chosen), (pair.rejected, done.rejected)):
         assert chatty.decode(ids[:-1]) == text
         assert not set(ids[:-1]) & set(chatty.all_special_ids)

@@ -136,7 +136,7 @@ def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[dict[st
             if not values:
                 continue
             if key in ADDED_UP and key in overrides:
-                values = list(dict.fromkeys([*overrides[key].values, *values]))
+                values = list(dict.fromkeys(map(str, [*overrides[key].values, *values])))
             elif key in overrides and overrides[key].values != tuple(values):
                 faults.append(Fault(word, f"'{key}' is given twice", f"the other is {overrides[key].text}"))
                 continue
