@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +27,11 @@ from peft_align.terminal import say, say_what_ends_us
 
 ADAPTER = "adapter"  # adapters that were not trained here
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+# A place where nothing can be read or written, whoever tries again.
+UNUSABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+}
 
 
 @dataclass
@@ -85,7 +92,11 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, own: Sequence[str] = 
     sweep = build_sweep(space, line)
     if ADAPTER in line.own:
         sweep = with_adapters(sweep, list(map(str, line.own[ADAPTER])))
-    return Asked(line, sweep, Planner(Path(sweep.config.root), sweep.config.hub.mirror), space)
+    own_root = Path(sweep.config.root)
+    if os.path.lexists(own_root) and not own_root.is_dir():
+        what = "is a link that leads nowhere" if own_root.is_symlink() else "is not a folder"
+        raise InputError([Fault(f"root={own_root}", what, "give the folder of your results, or one to be made")])
+    return Asked(line, sweep, Planner(own_root, sweep.config.hub.mirror), space)
 
 
 def resolved(sweep: Sweep) -> str:
@@ -119,9 +130,13 @@ def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:
     except KeyboardInterrupt:
         say("stopped; the same command goes on with what is missing", file=sys.stderr)
         return INTERRUPTED
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        say(f"peft_align: {error.filename}: {error.strerror}; nothing can be kept there", file=sys.stderr)
-        return BAD_INPUT
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.filename is None or error.errno not in UNUSABLE:
+            raise
+        hint = "give another root=DIR, or move away what is in its place"
+        what = f"{error.filename}: {error.strerror}; results cannot be read or kept there"
+        print(f"peft_align: {what} ({hint})", file=sys.stderr)
+        return BAD_INPUT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from peft_align.terminal import one_line, shown
@@ -35,16 +35,31 @@ class InputError(Exception):
         return "\n".join([f"peft_align: {head} in the input; nothing was started.", *told])
 
 
+class WorkError(RuntimeError):
+    """Work that failed for a reason that its message says in full: people are told it without a traceback."""
+
+
+SHOWN = 20  # of what is allowed
+
+
 def suggest(word: str, allowed: Iterable[str]) -> str:
     """'did you mean X?' for a near miss, otherwise the list of what is allowed."""
     options = list(dict.fromkeys(allowed))
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean '{near[0]}'?"
+    group, _, last = word.rpartition(".")
     # A key may have been given in the wrong group, or without one: 'beta' for 'method.beta'.
-    last = word.rsplit(".", 1)[-1]
-    tails = [option for option in options if option.rsplit(".", 1)[-1] == last]
-    if tails:
+    tails = sorted((o for o in options if o.rpartition(".")[2] == last), key=lambda o: (o.count("."), len(o)))
+    own = [option for option in options if group and option.rpartition(".")[0] == group]
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if own and (close := difflib.get_close_matches(last, [o.rpartition(".")[2] for o in own], n=1, cutoff=0.6)):
+        return f"did you mean '{group}.{close[0]}'?"
+    if tails and (own or not near):
         return f"did you mean '{tails[0]}'?"
-    shown = ", ".join(options[:20]) + (", ..." if len(options) > 20 else "")
+    if own:
+        return allowed_are(own)
+    return f"did you mean '{near[0]}'?" if near else allowed_are(options)
+
+
+def allowed_are(options: Sequence[str]) -> str:
+    """The list of what is allowed, the first of it where it is long."""
+    shown = ", ".join(options[:SHOWN]) + (", ..." if len(options) > SHOWN else "")
     return f"allowed: {shown}" if options else "nothing is allowed here"

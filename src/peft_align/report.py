@@ -56,9 +56,16 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
 
 
 def data_warnings(items: Sequence[Item], root: Path) -> list[str]:
-    """What the records of training say against the data that was read, once each."""
-    records = (RunDir(root, item.run.id).train_record() or {} for item in items if item.run.kind == "train")
-    return list(dict.fromkeys(w for record in records if (w := record.get("data", {}).get("warning"))))
+    """What the records say against the data that was read, and against a judge's answers, once each."""
+    found: dict[str | None, None] = {}
+    for item in items:
+        directory = RunDir(root, item.run.id)
+        if item.run.kind == "train":
+            found[(directory.train_record() or {}).get("data", {}).get("warning")] = None
+        for judgement in item.judgements if not item.to_make else ():
+            record = directory.judgement_record(judgement.request.name, judgement.name) or {}
+            found[record.get("details", {}).get("warning")] = None
+    return [warning for warning in found if warning]
 
 
 def verb(argv: list[str]) -> int:

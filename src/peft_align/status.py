@@ -24,6 +24,7 @@ from peft_align.grid.cost import human_time, measured, seconds_left
 from peft_align.launch.follow import Unanswered, cluster_states
 from peft_align.launch.watch import STATES, line, summary, tail
 from peft_align.store.runs import RunDir
+from peft_align.store.submissions import unreadable
 from peft_align.terminal import plain_console, say
 
 SHOWN_LOGS = 3  # failed runs whose log's end is shown
@@ -32,6 +33,8 @@ SHOWN_LOGS = 3  # failed runs whose log's end is shown
 def verb(argv: list[str]) -> int:
     asked = ask(argv, ["--json"], latest=True)
     items = asked.plan()
+    for told in unreadable(asked.root):
+        print(f"warning: {told}; its jobs are not known here", file=sys.stderr)
     try:
         states, _ = cluster_states(asked.planner, items)
     except Unanswered as error:

@@ -26,7 +26,8 @@ class Killed(BaseException):
 
 
 def record_of(content: str) -> dict[str, Any]:
-    return {"format": FORMAT, "of": content}
+    checkpoints = {"4": {"files": {}, "digest": content}}
+    return {"format": FORMAT, "of": content, "checkpoints": checkpoints, "metrics": {}, "parents": {}, "inputs": {}}
 
 
 def write(folder: Path, content: str) -> None:
@@ -36,7 +37,7 @@ def write(folder: Path, content: str) -> None:
         for file in ("adapter_model.safetensors", "adapter_config.json"):
             (folder / name / file).write_text(content, encoding="utf-8")
     (folder / "metrics.jsonl").write_text(content, encoding="utf-8")
-    write_json(folder / "train.json", {"of": content, "format": FORMAT})
+    write_json(folder / "train.json", record_of(content))
 
 
 def products(directory: RunDir) -> set[str]:
@@ -244,7 +245,7 @@ def test_a_product_is_checked_against_its_record_when_it_is_read(tmp_path: Path)
         directory.product()
     write(directory.path, "fine")
     files = ("adapter_model.safetensors", "adapter_config.json")
-    entry = {"files": inventory(directory.adapter, list(files), Digests(tmp_path / "digests.json"))}
+    entry = {"files": inventory(directory.adapter, list(files), Digests(tmp_path / "digests.json")), "digest": "d"}
     record = record_of("fine") | {"checkpoints": {"2": entry, "4": entry}}
     write_json(directory.path / "train.json", record)
     assert directory.product() == directory.adapter

@@ -16,6 +16,7 @@ LAST_TURN = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 RULES = {"harmless": "harmless-base", "helpful": "helpful-base"}  # rule -> folder
+ROW = 'chosen and rejected are dialogues, "\\n\\nHuman: ...\\n\\nAssistant: ...", that share all turns but the last'
 
 
 def subset(rule: str) -> str:
@@ -23,9 +24,14 @@ def subset(rule: str) -> str:
     return RULES[rule]
 
 
+def columns(rule: str) -> tuple[str, ...]:
+    """What a row must have."""
+    return ("chosen", "rejected")
+
+
 def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Counts) -> Iterator[Pair]:
     """The pairs of the rows; the rule chose the folder already."""
-    for i, row in enumerate(rows):
+    for i, row in enumerate(counts.rows(rows)):
         counts.read += 1
         counts.matching += 1
         chosen, rejected, name = row.get("chosen"), row.get("rejected"), f"{split}:{i}"

@@ -98,6 +98,7 @@ def _ask(
         body["temperature"] = judge.temperature
     url = f"{judge.base_url.rstrip('/')}/chat/completions"
     problem, asked, silent = "stopped", 0, 0
+    status: int | None = None
     while asked <= judge.retries:
         if asked and stop.wait(pace.pause(asked)):
             break
@@ -108,7 +109,7 @@ def _ask(
         try:
             response = _post(client, url, body, judge.timeout)
         except (httpx.HTTPError, httpx.InvalidURL, Endless) as error:  # no connection, cut connection, time-out
-            problem = _told(f"{type(error).__name__}: {error}", judge)
+            problem, status = _told(f"{type(error).__name__}: {error}", judge), None
             continue
         status = response.status_code
         problem = _told(f"HTTP {status}: {response.text}", judge)
@@ -117,6 +118,7 @@ def _ask(
             if text is not None:
                 is_word = len(_key(judge) or "") < SHORTEST  # EMPTY, as servers of one's own are given
                 return text if is_word else _without_key(text, judge), _usage(response)
+            problem = _told(f"what it answers is no chat completion: {response.text or 'nothing'}", judge)
             silent += is_silent
             if silent > SILENT_TRIES:
                 raise QuestionRefused("it answers with no text, as filters do")
@@ -126,9 +128,21 @@ def _ask(
         if response.has_redirect_location:
             raise JudgeUnavailable(f"{url} sends on to {_place(response)}, and is not followed: set judge.base_url")
         if status not in PASSING:
-            raise JudgeUnavailable(f"{url}: {problem}")
+            raise JudgeUnavailable(f"{url}: {problem} ({_remedy(status, judge)})")
         pace.told(response.headers.get("retry-after"))
-    raise JudgeUnavailable(f"{url}: {problem} (asked {asked} times)")
+    times = "once" if asked == 1 else f"{asked} times"
+    raise JudgeUnavailable(f"{url}: {problem} (asked {times}; {_remedy(status, judge)})")
+
+
+def _remedy(status: int | None, judge: Endpoint) -> str:
+    """What to do about an API that gives no answers; `status`: its last, None if it could not be reached."""
+    if status in (401, 403):
+        return f"check the key in ${judge.api_key_env}" if judge.api_key_env else "name its variable: judge.api_key_env"
+    if status == 429:
+        return "ask it less: judge.requests_per_minute or judge.concurrency; answers so far are kept"
+    if status in (None, 200, 404, 405):
+        return f"check judge.base_url={judge.base_url} and judge.model={judge.model}"
+    return "the same command asks again what has no answer"
 
 
 def _post(client: httpx.Client, url: str, body: dict[str, Any], seconds: float) -> httpx.Response:

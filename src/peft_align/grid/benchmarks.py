@@ -23,6 +23,13 @@ EVALUATION = Path(__file__).parents[1] / "evaluation"
 OWN_TASKS = EVALUATION / "tasks"  # lm-eval tasks that the package carries
 RED_INSTRUCT = "declare-lab/red-instruct"
 QUESTIONS = ("harmful_questions/dangerousqa.json", "dangerousqa.json")  # in a clone, or beside the prompts
+LABELLED = ("{question}", "{response}")
+# What a judge's prompt must have, by kind of benchmark.
+PLACES = {
+    "alpaca_eval": ("{instruction}", "{output_1}", "{output_2}"),
+    "red_instruct": LABELLED,
+    "over_refusal": LABELLED,
+}
 OWN_PROMPTS = EVALUATION / "prompts"  # for judges
 
 
@@ -49,7 +56,8 @@ def find_benchmark(
         return found
     where = f"evaluation.benchmarks: {name}"
     if include_path is not None and not Path(include_path).expanduser().is_dir():
-        faults.append(Fault(f"evaluation.include_path={include_path}", "is not a folder"))
+        hint = "give the folder of your own lm-eval task files"
+        faults.append(Fault(f"evaluation.include_path={include_path}", "is not a folder", hint))
         return None
     if not lm_eval_has(name, include_path):
         known = space.options("benchmark")
@@ -108,11 +116,23 @@ def judge_prompt(benchmark: Benchmark) -> str | None:
         return None
 
 
+def prompt_fault(name: str, benchmark: Benchmark) -> Fault | None:
+    """What is wrong with the prompt of a benchmark's judge, if anything: not there, or not showing what is judged."""
+    text = judge_prompt(benchmark)
+    if text is None:
+        return no_prompt(name, benchmark)
+    absent = [place for place in PLACES[benchmark.kind] if place not in text]
+    if not absent:
+        return None
+    what = f"has no {', '.join(absent)}, where the judge is shown what it judges"
+    return Fault(f"benchmark.{name}.prompt_file={getattr(benchmark, 'prompt_file', None)}", what, "write them into it")
+
+
 def no_prompt(name: str, benchmark: Benchmark) -> Fault:
     """What to tell people when the prompt of a benchmark's judge is not there."""
     given = getattr(benchmark, "prompt_file", None)
     if given:
-        return Fault(f"benchmark.{name}.prompt_file={given}", "cannot be read")
+        return Fault(f"benchmark.{name}.prompt_file={given}", "cannot be read", "give a text file in UTF-8")
     what = f"the judge's prompt of {getattr(benchmark, 'evaluator', name)} is not here"
     hint = f"pip install alpaca-eval, or give its file: benchmark.{name}.prompt_file=PATH"
     return Fault(f"benchmark {name}", what, hint)

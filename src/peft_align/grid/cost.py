@@ -100,13 +100,15 @@ def proposals(records: Iterable[Measured]) -> list[dict[str, object]]:
     """
     alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for run, record in records:
+        if not {"seconds", "peak_memory_bytes"} <= record.keys():
+            continue
         alike.setdefault((*likeness(run)[:3],), []).append(record)
     found: list[dict[str, object]] = []
-    for (model, method, base), records in alike.items():
-        minutes = 5 + math.ceil(max(record["seconds"]["total"] for record in records) * 1.5 / 60)
-        resident = max(record["peak_memory_bytes"]["resident"] for record in records)
-        on_gpu = max((record["peak_memory_bytes"]["gpu"] or 0 for record in records), default=0)
-        entry: dict[str, object] = {"model": model, "method": method, "base": base, "runs": len(records)}
+    for (model, method, base), those in alike.items():
+        minutes = 5 + math.ceil(max(record["seconds"]["total"] for record in those) * 1.5 / 60)
+        resident = max(record["peak_memory_bytes"]["resident"] for record in those)
+        on_gpu = max((record["peak_memory_bytes"]["gpu"] or 0 for record in those), default=0)
+        entry: dict[str, object] = {"model": model, "method": method, "base": base, "runs": len(those)}
         entry |= {"time": f"{minutes // 60}:{minutes % 60:02d}:00", "mem": f"{math.ceil(resident * 1.25 / 2**30)}G"}
         found.append(entry | {"gpu_bytes": on_gpu or None})
     return found

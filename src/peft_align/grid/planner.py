@@ -20,7 +20,8 @@ from peft_align.grid.benchmarks import judge_prompt, task_definition
 from peft_align.grid.runs import Run, Scoring
 from peft_align.store.hub import data_folder, dataset_folder, model_folder
 from peft_align.store.records import Digests, complete, digest_of
-from peft_align.store.runs import RunDir, step_name
+from peft_align.store.runs import RunDir, damage, step_name
+from peft_align.store.shapes import EVALUATION, JUDGEMENT, MERGE, TRAIN
 
 LACKS_STEPS = "retrain for steps"
 # Of what is computed for a benchmark by the package itself; another one is another key.
@@ -143,7 +144,7 @@ class Planner:
             item.to_make = self._to_train(run, directory, record)
         elif run.kind == "merge":
             record = directory.merge_record()
-            item.to_make = self._to_merge(record)
+            item.to_make = self._to_merge(directory, record)
             saved = record["saved"] if record and not item.to_make else {}
             item.to_save = tuple(f for f in run.saves if not self._is_saved(run, directory, f, saved.get(f)))
         elif run.kind == "external":
@@ -166,7 +167,7 @@ class Planner:
 
     def _to_train(self, run: Run, directory: RunDir, record: Mapping[str, Any] | None) -> str | None:
         if record is None:
-            return "train"
+            return f"retrain: {told}" if (told := damage(directory.path / "train.json", TRAIN)) else "train"
         lacking = [s for s in run.steps if str(s) not in record["checkpoints"]]
         if lacking:
             return f"{LACKS_STEPS} {', '.join(map(str, lacking))}"
@@ -179,9 +180,9 @@ class Planner:
         changed = self._changed_parent(record) or self.changed_inputs(run, record["inputs"])
         return f"retrain: {changed}" if changed else None
 
-    def _to_merge(self, record: Mapping[str, Any] | None) -> str | None:
+    def _to_merge(self, directory: RunDir, record: Mapping[str, Any] | None) -> str | None:
         if record is None:
-            return "merge"
+            return f"merge again: {told}" if (told := damage(directory.path / "merge.json", MERGE)) else "merge"
         changed = self._changed_parent(record)
         return f"merge again: {changed}" if changed else None
 
@@ -204,7 +205,7 @@ class Planner:
         folder = directory.evaluation(request.name)
         record = directory.evaluation_record(request.name)
         if record is None:
-            return ""
+            return damage(folder / "record.json", EVALUATION) or ""
         if wrong := complete(folder, record["files"]):
             return wrong
         return self.changed_inputs(run, record["inputs"], request)
@@ -213,7 +214,7 @@ class Planner:
         name = judgement.request.name
         record = directory.judgement_record(name, judgement.name)
         if record is None:
-            return ""
+            return damage(directory.judgement(name, judgement.name) / "record.json", JUDGEMENT) or ""
         samples = (directory.evaluation_record(name) or {}).get("files", {})
         if record["samples"] != samples:
             return "its texts were generated again"

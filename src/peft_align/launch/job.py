@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_align.config.identity import Precision, evaluated_on, on_base
+from peft_align.errors import InputError, WorkError
 from peft_align.grid.needs import processes
 from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import STAGES, Run
@@ -188,7 +189,10 @@ class Worker:
                 self._bases = None
                 return None
             except Exception as error:  # one failed run never stops the others
-                say(traceback.format_exc(), file=sys.stderr, flush=True)  # its message may be another machine's
+                if isinstance(error, (InputError, WorkError)):
+                    say(f"failed: {stage}: {reason(error)}", file=sys.stderr, flush=True)
+                else:
+                    say(traceback.format_exc(), file=sys.stderr, flush=True)  # its message may be another machine's
                 if not isinstance(error, Blocked):
                     self._bases = None  # it may not be as it was
                 if isinstance(error, Damaged) and stage == "evaluate" and run.kind == "train":

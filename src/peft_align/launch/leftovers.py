@@ -169,9 +169,9 @@ class Leftovers:
                 )
                 opaque |= set(manifest["runs"])
                 continue
-            for run, names in found.items():
-                asked.setdefault(run, set()).update(names or ())
-                opaque |= {run} if names is None else set()
+            for name, names in found.items():
+                asked.setdefault(name, set()).update(names or ())
+                opaque |= {name} if names is None else set()
         for run in self.runs:
             if run.id in opaque or run.id not in asked:  # of the second, see `runs`
                 continue

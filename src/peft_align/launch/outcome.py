@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_align.errors import InputError
+from peft_align.errors import InputError, WorkError
 from peft_align.launch import queue
 from peft_align.store.runs import RunDir, this_task
 
@@ -23,7 +23,7 @@ REQUEUES = {  # what Slurm says in the log -> kind and reason for the record
 GONE = "its job is gone, and Slurm knows nothing of it any more"
 
 
-class Blocked(RuntimeError):
+class Blocked(WorkError):
     """A run cannot start because its parent is not done."""
 
 

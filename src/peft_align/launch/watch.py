@@ -17,7 +17,7 @@ from rich.text import Text
 from peft_align.grid.cost import human_time
 from peft_align.grid.planner import Item, Planner
 from peft_align.store.runs import RunDir
-from peft_align.terminal import one_line
+from peft_align.terminal import one_line, shown
 
 STATES = ("done", "running", "pending", "waiting", "blocked", "failed", "lost")
 ENDED_BADLY = ("blocked", "failed", "lost")
@@ -79,11 +79,11 @@ def running(run_id: str, progress: dict[str, Any]) -> State:
 def table(states: Sequence[State], started: float) -> RenderableType:
     """The live table: a bar, the counts, then what runs and what failed."""
     counts = Counter(state.state for state in states)
-    shown = [s for s in states if s.state == "running"] + [s for s in states if s.state in ENDED_BADLY]
+    rows_of = [s for s in states if s.state == "running"] + [s for s in states if s.state in ENDED_BADLY]
     rows = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("run", "state", "step", "loss", "speed", "ETA", ""):
         rows.add_column(column, no_wrap=column != "", overflow="ellipsis")
-    for s in shown[:SHOWN]:
+    for s in rows_of[:SHOWN]:
         style = "red" if s.state in ENDED_BADLY else ""
         detail = "" if s.state == "running" else s.detail
         label = s.detail if s.state == "running" else s.state
@@ -91,7 +91,7 @@ def table(states: Sequence[State], started: float) -> RenderableType:
         rows.add_row(texts[0], Text(texts[1], style), s.step, s.loss, s.speed, s.eta, Text(texts[2], style))
     bar = ProgressBar(total=max(1, len(states)), completed=counts["done"], width=40)
     head = Text(f"{summary(counts)}, {human_time(time.time() - started)}")
-    return Group(Group(bar, head), rows if shown else Text(""))
+    return Group(Group(bar, head), rows if rows_of else Text(""))
 
 
 def summary(counts: Counter[str]) -> str:

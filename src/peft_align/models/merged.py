@@ -21,6 +21,7 @@ from torch import Tensor
 from peft_align.config.compose import scientific
 from peft_align.config.identity import short_hash
 from peft_align.config.schema import Arithmetic, Slerp
+from peft_align.errors import WorkError
 from peft_align.grid.planner import adapter_digest, asked_of
 from peft_align.grid.runs import Run
 from peft_align.models.loading import Base
@@ -41,7 +42,7 @@ from peft_align.store.runs import FORMAT, RunDir
 ARITHMETIC = 1  # the version of models/merging.py; another one makes other scores
 
 
-class MergeRefused(RuntimeError):
+class MergeRefused(WorkError):
     """The merge cannot be saved as asked; the message says why."""
 
 

@@ -96,7 +96,9 @@ def _check(sweep: Sweep, items: Sequence[Item], runs: Sequence[Run], by: Sequenc
     ]
     if not settings:
         axes = ", ".join(by) or "nothing"
-        faults.append(Fault("select.by", f"nothing is left to select: besides {axes}, no setting varies", "+grid=rank"))
+        faults.append(
+            Fault("select.by", f"nothing is left to select: besides {axes}, no setting varies", "e.g. +grid=rank")
+        )
     kinds = {run.config.method.kind for run in runs}
     if len(kinds) > 1 and "method" not in by:
         measured = "; ".join(f"{kind} by {CRITERIA[kind][0][0]}" for kind in sorted(kinds))
@@ -149,7 +151,15 @@ def _scores(item: Item, root: Path) -> dict[str, float]:
         if request.benchmark == BENCHMARK and request.step == last and request.key is not None:
             record = RunDir(root, item.run.id).evaluation_record(request.name)
             if record is not None:
-                return {metric["name"]: metric["value"] for metric in record["metrics"]}
+                found = {metric["name"]: metric["value"] for metric in record["metrics"]}
+                for name, _ in CRITERIA[item.run.config.method.kind]:
+                    if name not in found:
+                        what, hint = (
+                            f"its score of {BENCHMARK} has no {name}",
+                            "delete its folder, and evaluate it again",
+                        )
+                        raise InputError([Fault(f"{item.run.id}: {request.name}", what, hint)])
+                return found
     raise InputError([Fault(item.run.id, f"has no score of {BENCHMARK} at step {last} on the validation split")])
 
 

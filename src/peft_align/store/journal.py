@@ -72,7 +72,7 @@ def read_entries(path: Path, head: dict[str, Any]) -> list[dict[str, Any]]:
 def _entry(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None
 

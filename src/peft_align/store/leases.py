@@ -124,7 +124,7 @@ def is_held(folder: Path, *, by_clock: bool = False) -> bool:
     if holder is None:
         return locked is False
     if by_clock and holder["machine"] != machine():
-        return time.time() - holder["beat"] / 1e9 < SILENCE
+        return time.time() - float(holder["beat"]) / 1e9 < SILENCE
     return not _is_dead(folder, holder, None, None, flock=locked)
 
 
@@ -198,7 +198,7 @@ def _holder(folder: Path, number: int) -> dict[str, Any] | None:
 
 
 def _is_dead(folder: Path, holder: dict[str, Any], task: Task | None, ended: str | None, *, flock: bool | None) -> bool:
-    again = task is not None and holder["task"] == task[0] and (holder["start"] or 0) < task[1]
+    again = task is not None and holder["task"] == task[0] and int(holder["start"] or 0) < task[1]
     if again or (ended is not None and holder["task"] == ended):
         return True
     if holder["machine"] == machine():

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from peft_align.errors import Fault, InputError
+from peft_align.errors import Fault, InputError, WorkError
 
 
 def cache_dir() -> Path:
@@ -121,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The record, or None if it is absent or not whole."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
@@ -194,7 +194,7 @@ def inventory(folder: Path, names: Iterator[str] | list[str], digests: Digests) 
     return found
 
 
-class Damaged(RuntimeError):
+class Damaged(WorkError):
     """A product on disk is not what its record says."""
 
 

@@ -31,9 +31,16 @@ from typing import Any
 from peft_align.secrecy import redacted
 from peft_align.store.leases import Lost, check, hold, is_held
 from peft_align.store.records import Damaged, read_json, remove_tree, verify, write_json
+from peft_align.store.shapes import EVALUATION, JUDGEMENT, MERGE, TRAIN, sound, wrong
 
 FORMAT = 1  # of the records; one of another format is taken for absent
 PRODUCTS = ("adapter", "checkpoints", "metrics.jsonl")
+# What a run's directory holds, by what is made there.
+FILES = (
+    *("run.json", "train.json", "merge.json", "metrics.jsonl", "progress.json", "failed.json", "history.jsonl"),
+    *("train.log", "lock"),
+)
+FOLDERS = ("adapter", "checkpoints", "attempt", "state", "merged", "evaluations")
 WORKER = "PEFT_ALIGN_WORKER_PID"  # of the worker that has this process train for it
 # Why a run stopped. By itself: an error, too much memory, a kill, a time limit that it did not get further in.
 COUNTED = ("failed", "out_of_memory", "killed", "time_limit")
@@ -88,22 +95,27 @@ class RunDir:
         return self.evaluation(evaluation) / "judgements" / name
 
     def train_record(self) -> dict[str, Any] | None:
-        return _of_this_format(read_json(self.path / "train.json"))
+        return read_record(self.path / "train.json", TRAIN)
 
     def merge_record(self) -> dict[str, Any] | None:
-        return _of_this_format(read_json(self.path / "merge.json"))
+        return read_record(self.path / "merge.json", MERGE)
 
     def evaluation_record(self, name: str) -> dict[str, Any] | None:
-        return _of_this_format(read_json(self.evaluation(name) / "record.json"))
+        return read_record(self.evaluation(name) / "record.json", EVALUATION)
 
     def judgement_record(self, evaluation: str, name: str) -> dict[str, Any] | None:
-        return _of_this_format(read_json(self.judgement(evaluation, name) / "record.json"))
+        return read_record(self.judgement(evaluation, name) / "record.json", JUDGEMENT)
 
     def failure(self) -> dict[str, Any] | None:
-        return read_json(self.path / "failed.json")
+        """Why it stopped; stage, kind and reason are always told."""
+        told = read_json(self.path / "failed.json")
+        unknown = {"stage": "unknown stage", "kind": "failed", "reason": "failed.json does not say why"}
+        return None if told is None else unknown | sound(told)
 
     def progress(self) -> dict[str, Any] | None:
-        return read_json(self.path / "progress.json")
+        """What is being done; stage and time are always told."""
+        told = read_json(self.path / "progress.json")
+        return None if told is None else {"stage": "unknown stage", "time": time.time()} | sound(told)
 
     def report_progress(self, **now: Any) -> None:
         """Say what is being done, for `status` and the live table. Lost in a crash, so it is not synced to disk.
@@ -162,9 +174,9 @@ class RunDir:
             return []
         found = []
         for line in lines:
-            with suppress(json.JSONDecodeError, UnicodeDecodeError):
+            with suppress(ValueError, RecursionError):
                 found.append(json.loads(line))
-        return [entry for entry in found if isinstance(entry, dict)]
+        return [sound(entry) for entry in found if isinstance(entry, dict)]
 
     def attempts(self) -> int:
         """How often it stopped by itself since it last got further; what the cluster did is not counted."""
@@ -218,7 +230,7 @@ class RunDir:
         """
         self.drop_links()
         record = self.attempt / "train.json"
-        if _of_this_format(read_json(record)) is None:
+        if read_record(record, TRAIN) is None:
             return False
         self.check()
         (self.path / "train.json").unlink(missing_ok=True)
@@ -229,7 +241,7 @@ class RunDir:
             if place.is_dir():
                 remove_tree(place)
             fresh.replace(place)
-        shutil.rmtree(self.state, ignore_errors=True)  # there is nothing to go on to
+        remove_tree(self.state)  # there is nothing to go on to
         record.replace(self.path / "train.json")
         remove_tree(self.attempt)
         return True
@@ -262,8 +274,24 @@ class RunDir:
         check(self.path)
 
 
-def _of_this_format(record: dict[str, Any] | None) -> dict[str, Any] | None:
-    return record if record is not None and record.get("format") == FORMAT else None
+def read_record(path: Path, shape: Any) -> dict[str, Any] | None:
+    """A record that is whole, of this format and of its shape; None for any other, and where there is none."""
+    record = read_json(path)
+    whole = record is not None and record.get("format") == FORMAT and wrong(record, shape) is None
+    return record if whole else None
+
+
+def damage(path: Path, shape: Any) -> str | None:
+    """Why a record that is there is not used; None if it is, or there is none."""
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    if record is None:
+        return f"its {path.name} is damaged: no JSON object"
+    if record.get("format") != FORMAT:
+        return f"its {path.name} is of format {str(record.get('format'))[:20]}, and this version reads {FORMAT}"
+    told = wrong(record, shape)
+    return None if told is None else f"its {path.name} is damaged: {told}"
 
 
 def this_task() -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from peft_align.data.tokenization import TokenizedPair
+from peft_align.errors import WorkError
 from peft_align.store.records import json_number
 from peft_align.store.references import sample_digest
 from peft_align.training.state import CANNOT_WRITE
@@ -17,7 +18,7 @@ from peft_align.training.state import CANNOT_WRITE
 NAMED = 8  # rows that a message names, at most
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(WorkError):
     """Training cannot go on; the message says why.
 
     Attributes:
