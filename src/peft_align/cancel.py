@@ -25,7 +25,7 @@ from peft_align.terminal import say
 def verb(argv: list[str]) -> int:
     asked = ask(argv, latest=True)
     for told in unreadable(asked.root):
-        print(f"warning: {told}; its jobs are not known here: see squeue, and scancel", file=sys.stderr)
+        say(f"warning: {told}; its jobs are not known here: see squeue, and scancel", file=sys.stderr)
     known = [each for each in submissions(asked.root) if each.names]
     if not any(_own(asked, known, None)[0]):
         what = f"no jobs of {asked.sweep.name} were submitted under {asked.root}"

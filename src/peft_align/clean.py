@@ -41,6 +41,7 @@ from peft_align.errors import Fault, InputError, suggest
 from peft_align.grid.cost import human_bytes
 from peft_align.launch.leftovers import BY_ITSELF, WHAT, Leftovers
 from peft_align.store.removal import Leftover, remove
+from peft_align.terminal import say
 
 KEYS = ("root", "days", "disk.cache_gb")
 DAYS = 30.0
@@ -55,17 +56,17 @@ def verb(argv: list[str]) -> int:
     gone: list[Leftover] = []
     as_json = "--json" in line.flags
     if not as_json:
-        print(listing(root, groups, leftovers.notes))
+        say(listing(root, groups, leftovers.notes))
     if "--yes" in line.flags:
         gone = [found for group in groups.values() for found in group if remove(root, found)]
     failed = sum(map(len, groups.values())) - len(gone) if "--yes" in line.flags else 0
     if as_json:
-        print(json.dumps(described(root, groups, leftovers.notes, gone, failed), indent=1))
+        say(json.dumps(described(root, groups, leftovers.notes, gone, failed), indent=1))
     elif "--yes" in line.flags:
         left = f"; {failed} could not be, or are in use now" if failed else ""
-        print(f"removed: {len(gone)}, {human_bytes(sum(found.bytes for found in gone))}{left}")
+        say(f"removed: {len(gone)}, {human_bytes(sum(found.bytes for found in gone))}{left}")
     elif any(groups.values()):
-        print("nothing was removed: the same command with --yes removes it")
+        say("nothing was removed: the same command with --yes removes it")
     return FAILED if failed else 0
 
 

@@ -138,5 +138,5 @@ def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:
             raise
         hint = "give another root=DIR, or move away what is in its place"
         what = f"{error.filename}: {error.strerror}; results cannot be read or kept there"
-        print(f"peft_align: {what} ({hint})", file=sys.stderr)
+        say(f"peft_align: {what} ({hint})", file=sys.stderr)
         return BAD_INPUT

@@ -6,7 +6,7 @@ usage: python -m peft_align.judge [+grid=NAME] [key=value ...] [--config-dir DIR
 
 examples:
   python -m peft_align.judge +grid=main evaluation=paper judge=gpt4
-  python -m peft_align.judge +grid=main evaluation=paper judge=endpoint judge.base_url=http://HOST:8000/v1
+  python -m peft_align.judge +grid=main evaluation=paper judge=endpoint judge.base_url=https://HOST/v1
   python -m peft_align.judge +grid=main evaluation=paper judge=local_lm judge.hub_id=FOLDER root=/scratch/me/outputs
 """
 

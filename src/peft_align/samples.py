@@ -24,6 +24,7 @@ from peft_align.cli import run_verb
 from peft_align.data.pairs import Pair
 from peft_align.errors import Fault, InputError, suggest
 from peft_align.reporting.lookup import Sample, Step, data_of, find_run, place, step_of, steps_of, worst
+from peft_align.terminal import say
 
 KEYS, NUMBERS, FLAGS = ("root", "hub.mirror"), ("--step", "--worst"), ("--json", "--help")
 STEPS = 3  # shown where no number is given
@@ -101,18 +102,18 @@ def verb(argv: list[str]) -> int:
         content: dict[str, Any] = {"run": directory.id, "metrics": str(path), "warning": warning}
         content |= {"failure": failure or None, "steps": [step.plain(pairs) for step in steps]}
         content["failed_at"] = [Sample(row, None, None, pairs.get(row)).plain() for row in failed_rows]
-        print(json.dumps(content, indent=1))
+        say(json.dumps(content, indent=1))
         return 0
-    print(f"{directory.id}: {path}")
+    say(f"{directory.id}: {path}")
     if warning:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
     if failure:
-        print(f"{failure.get('stage')}: {escaped(str(failure.get('reason')), 1000)}")
+        say(f"{failure.get('stage')}: {escaped(str(failure.get('reason')), 1000)}")
     for step in steps:
-        print(f"\n{headline(step)}")
+        say(f"\n{headline(step)}")
         show(step, pairs, failed_rows if failed_rows else None, len(steps) > 1)
     if failed_rows and not steps:
-        print()
+        say()
         for row in failed_rows:
             show_sample(Sample(row, None, None, pairs.get(row)))
     return 0
@@ -135,14 +136,14 @@ def show(step: Step, pairs: Mapping[str, Pair], only: Sequence[str] | None, brie
         briefly: one of several steps: the samples of the largest losses.
     """
     if not step.rows:
-        print("  its rows are not known: an earlier version wrote the metrics")
+        say("  its rows are not known: an earlier version wrote the metrics")
     samples = [sample for sample in step.samples(pairs) if only is None or sample.row in only]
     shown = samples[:ROWS] if briefly and step.losses else [] if briefly else samples
     for sample in shown:
         show_sample(sample)
     if len(shown) < len(samples):
         others = ", ".join(sample.row for sample in samples[len(shown) :])
-        print(f"  {'other rows' if shown else 'rows'}: {escaped(others, 400)} (--step {step.number} shows them)")
+        say(f"  {'other rows' if shown else 'rows'}: {escaped(others, 400)} (--step {step.number} shows them)")
 
 
 def show_sample(sample: Sample) -> None:
@@ -152,14 +153,14 @@ def show_sample(sample: Sample) -> None:
     known += [f"({rule})" for rule in sample.row.split(":")[2:]]
     figures = [f"loss {sample.loss:.4f}"] if sample.loss is not None else []
     figures += [f"{sample.tokens} tokens"] if sample.tokens is not None else []
-    print(f"  {escaped(' '.join(known), 200)}" + "".join(f", {figure}" for figure in figures))
+    say(f"  {escaped(' '.join(known), 200)}" + "".join(f", {figure}" for figure in figures))
     if sample.pair is None:
-        print("    is not in the data any more")
+        say("    is not in the data any more")
         return
     prompt = "\n".join(f"{turn.role}: {turn.content}" for turn in sample.pair.prompt)
     texts = {"prompt": prompt, "chosen": sample.pair.chosen, "rejected": sample.pair.rejected}
     for name, text in texts.items():
-        print(f"    {name:8} {len(text):6} characters  {quoted(text)}")
+        say(f"    {name:8} {len(text):6} characters  {quoted(text)}")
 
 
 def quoted(text: str) -> str:

@@ -34,7 +34,7 @@ def verb(argv: list[str]) -> int:
     asked = ask(argv, ["--json"], latest=True)
     items = asked.plan()
     for told in unreadable(asked.root):
-        print(f"warning: {told}; its jobs are not known here", file=sys.stderr)
+        say(f"warning: {told}; its jobs are not known here", file=sys.stderr)
     try:
         states, _ = cluster_states(asked.planner, items)
     except Unanswered as error:

@@ -67,9 +67,10 @@ def do_cell(asked: Asked, given: Sequence[object]) -> int:
     wanted = [item for item in order(items) if item is target or item.run.id in ancestors(target, items)]
     check_inputs([item for item in wanted if not item.done])
     from peft_align.launch import job
+    from peft_align.launch.job_file import content
 
     path = asked.folder / "jobs" / f"cell-{number}.json"
-    write_json(path, job.content(asked.root, asked.folder, [item.run for item in wanted], STAGES))
+    write_json(path, content(asked.root, asked.folder, [item.run for item in wanted], STAGES))
     code = job.main([str(path)])
     state = observe(asked.planner, asked.planner.item(target.run))
     say(line(state))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from sweeping import expand, trained
+from transformers import LlamaForSequenceClassification
 
 from peft_align.config.judges import Classifier
 from peft_align.config.schema import Dataset, Preference
@@ -108,7 +109,10 @@ def judge(folder: Path) -> Classifier:
 
 
 def test_code_in_a_judges_folder_is_not_run(model: Path, sung: Path) -> None:
+    auto = json.loads((model / "config.json").read_text(encoding="utf-8"))["auto_map"]
     change(model / "config.json", num_labels=1, id2label={"0": "x"}, label2id={"x": 0}, pad_token_id=0)
+    LlamaForSequenceClassification.from_pretrained(model, use_safetensors=True).save_pretrained(model)
+    change(model / "config.json", auto_map=auto)
     assert len(classifier(judge(model), None)(["a text"])) == 1
     assert not sung.exists()
 
@@ -154,7 +158,7 @@ def test_a_chat_template_is_held_in_a_sandbox(template: str, sung: Path) -> None
     tokenizer.chat_template = template.replace("SUNG", str(sung))
     with pytest.raises(Exception, match=r"(?i)unsafe|access to attribute") as caught:
         chat([Message("user", "hello")], tokenizer)
-    assert type(caught.value).__name__ == "SecurityError"
+    assert isinstance(caught.value, InputError)
     assert not sung.exists()
 
 
@@ -198,7 +202,7 @@ def test_an_adapters_config_that_names_a_module_imports_none(
         (package / name).write_text(f"import pathlib; pathlib.Path({str(sung)!r}).touch()\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(package.parent))
     change(adapter / "adapter_config.json", **more)
-    with suppress(ValueError), loaded_adapter(base, adapter):  # PEFT refuses modules that it does not know
+    with suppress(InputError), loaded_adapter(base, adapter):  # PEFT refuses modules that it does not know
         pass
     assert "evil_module" not in sys.modules
     assert not sung.exists()

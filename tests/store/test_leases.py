@@ -19,7 +19,7 @@ import pytest
 
 from peft_align.store import leases
 from peft_align.store.leases import Lost, check, hold, is_held
-from peft_align.store.runs import RunDir
+from peft_align.store.runs import FORMAT, RunDir
 
 HOLDER = """
 import sys, time
@@ -166,7 +166,9 @@ def test_a_holder_that_was_taken_for_dead_may_not_write_any_more(
     with directory.lock() as mine:
         assert mine
         directory.report_progress(stage="train")
-        (directory.attempt / "train.json").write_text('{"format": 1}')
+        saved = {"4": {"files": {"a": {"size": 0, "sha256": "0" * 64}}, "digest": "d"}}
+        record = {"format": FORMAT, "run": "run", "checkpoints": saved, "metrics": {}, "parents": {}, "inputs": {}}
+        (directory.attempt / "train.json").write_text(json.dumps(record))
         after = directory.path / "lease/000002"
         after.write_text("{}")
         before = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}

@@ -25,8 +25,9 @@ from peft_align.errors import InputError, WorkError
 from peft_align.grid.needs import processes
 from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import STAGES, Run
-from peft_align.grid.serialize import config_of, run_from_plain, run_to_plain
+from peft_align.grid.serialize import config_of, run_from_plain
 from peft_align.launch import queue
+from peft_align.launch.job_file import of_array
 from peft_align.launch.outcome import Blocked, details, kind_of, note_end_of_earlier, reason
 from peft_align.launch.packs import companions
 from peft_align.launch.process import Stopped, asked_to_stop, die_with_parent, output_to
@@ -185,7 +186,7 @@ class Worker:
                 directory.fail(stage, *stop.told)
                 raise
             except Lost as lost:
-                print(lost, flush=True)
+                say(lost, flush=True)
                 self._bases = None
                 return None
             except Exception as error:  # one failed run never stops the others
@@ -324,37 +325,6 @@ def _passes(stages: tuple[str, ...], runs: Sequence[Run]) -> list[tuple[str, ...
     return [each for each in (making, tuple(stage for stage in stages if stage not in making)) if each]
 
 
-def content(
-    root: Path,
-    folder: Path,
-    runs: Sequence[Run],
-    stages: Sequence[str],
-    judges: Sequence[str] | None = None,
-    threads: int | None = None,
-    attempts: int = 3,
-) -> dict[str, Any]:
-    """A job file: what a worker is told.
-
-    Args:
-        root: holds runs/.
-        folder: the sweep's.
-        runs: parents before children.
-        stages: what is done of them.
-        judges: options that judge; None: all.
-        threads: set in torch; None: as it is.
-        attempts: a run that stopped so often without getting further is not queued again.
-    """
-    return {
-        "root": str(root.resolve()),
-        "sweep": folder.name,
-        "stages": list(stages),
-        "judges": None if judges is None else list(judges),
-        "threads": threads,
-        "attempts": attempts,
-        "runs": [run_to_plain(run) for run in runs],
-    }
-
-
 def main(argv: list[str]) -> int:
     """Do the runs of a job file; the exit code is 0 if none failed, SOME_FAILED if each that did is recorded so."""
     in_array = len(argv) > 1
@@ -369,7 +339,7 @@ def main(argv: list[str]) -> int:
     if job is None:
         say(f"{argv[0]} is not a job file", file=sys.stderr)
         return 2
-    runs = job["runs"] if not in_array else _of_array(Path(argv[0]).parent, job, argv[1])
+    runs = job["runs"] if not in_array else of_array(Path(argv[0]).parent, job, argv[1])
     if job["threads"]:
         import torch
 
@@ -388,18 +358,6 @@ def main(argv: list[str]) -> int:
             else:
                 say(f"not queued again: {', '.join(tired)} got no further in {job['attempts']} attempts", flush=True)
         raise
-
-
-def _of_array(folder: Path, job: dict[str, Any], index: str) -> list[dict[str, Any]]:
-    """The runs of one line of an array's cell list."""
-    lines = (folder / job["cells"]).read_text(encoding="utf-8").splitlines()
-    known = read_json(folder / job["runs"]) or {}
-    wanted = lines[int(index)].split() if index.isdigit() and int(index) < len(lines) else []
-    unknown = [name for name in wanted if name not in known]
-    if unknown or not wanted:
-        told = f"{job['runs']} has no {unknown[0]}" if unknown else f"{job['cells']} has no line {index}"
-        raise SystemExit(f"{folder}: {told}")
-    return [known[name] for name in wanted]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from peft_align.config.launchers import Local
 from peft_align.grid.needs import processes
 from peft_align.grid.planner import Item, Planner, order, remade
 from peft_align.grid.runs import STAGES, Sweep
-from peft_align.launch.job import SOME_FAILED, content
+from peft_align.launch.job import SOME_FAILED
+from peft_align.launch.job_file import content
 from peft_align.launch.outcome import note_end_of_earlier
 from peft_align.launch.watch import State, line, observe, summary, table
 from peft_align.store.records import write_json

@@ -23,7 +23,7 @@ from peft_align.grid.runs import STAGES, Sweep
 from peft_align.grid.serialize import run_to_plain
 from peft_align.launch import queue
 from peft_align.launch.arrays import Array, plan_arrays
-from peft_align.launch.job import content
+from peft_align.launch.job_file import content
 from peft_align.launch.local import CPU_MEMORY
 from peft_align.store.code import code_digest, freeze
 from peft_align.store.leases import hold

@@ -188,7 +188,7 @@ def _verified(folder: Path, inputs: Mapping[str, Any], checkpoints: Collection[i
 
 def _check_names(folder: Path, files: Mapping[str, Any]) -> None:
     """Raise Damaged for files that were not there when the state was saved: transformers reads what it finds."""
-    if others := {path.name for path in folder.iterdir()} ^ {*files, RECORD}:
+    if others := {path.name for path in folder.iterdir()} - {*files, RECORD}:
         raise Damaged(f"{folder} has other files than were saved: {sorted(others)[0]}")
 
 
