@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 RUN := HF_HUB_DISABLE_TELEMETRY=1 $(PY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study acceptance-evaluation acceptance-slurm acceptance-training acceptance-faults lint wheel clean
+.PHONY: help setup quickstart test test-slow acceptance-real acceptance-study acceptance-evaluation acceptance-slurm acceptance-training acceptance-faults lint audit wheel clean
 
 help:  ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /|/' | awk -F'|' '{printf "  make %-22s %s\n", $$1, $$2}'
@@ -58,8 +58,13 @@ lint: setup  ## ruff and mypy
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
+audit: setup  ## known weaknesses of the tested versions (pip-audit, in an environment of its own; needs a network)
+	@test -x $(VENV)-audit/bin/pip-audit || ($(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install --quiet pip-audit)
+	@$(PY) -m pip freeze --exclude-editable --disable-pip-version-check > $(VENV)-audit/installed.txt
+	@$(VENV)-audit/bin/pip-audit --no-deps --disable-pip --requirement $(VENV)-audit/installed.txt
+
 wheel: setup  ## build the wheel into dist/
 	@$(PY) -m build --wheel --outdir dist .
 
 clean:  ## remove the environment and build products (not outputs/)
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-audit dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -149,12 +149,16 @@ def write_down(name: str, result: dict[str, Any], table: str) -> None:
         result["settings"] = settings | {"mirror": os.path.relpath(settings["mirror"], ROOT)}  # not this machine's
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = PAGE.read_text(encoding="utf-8")
+    put(PAGE, name, f"{table}\n\n`{command}` on {result['machine']}")
+    print(table)
+
+
+def put(page: Path, name: str, content: str) -> None:
+    """Write into a page between the marks of a name, which are added at its end if it has none."""
+    text = page.read_text(encoding="utf-8")
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if begin not in text:
         text += f"\n{begin}\n{end}\n"
     head, rest = text.split(begin)
     _, tail = rest.split(end)
-    written = f"{begin}\n\n{table}\n\n`{command}` on {result['machine']}\n\n{end}"
-    PAGE.write_text(head + written + tail, encoding="utf-8")
-    print(table)
+    page.write_text(f"{head}{begin}\n\n{content}\n\n{end}{tail}", encoding="utf-8")

@@ -229,8 +229,8 @@ def leave_texts(root: Path, run: Run, benchmark: str, samples: Sequence[Mapping[
 
     What a test's samples lack of what every sample has is filled in.
     """
+    from peft_align.evaluation.generated import GENERATED
     from peft_align.evaluation.records import save
-    from peft_align.evaluation.suite import GENERATED
 
     requests = Planner(root, run.config.hub.mirror).item(run).requests
     request = next(request for request in requests if request.benchmark == benchmark)

@@ -66,3 +66,16 @@ def test_a_sweep_and_a_loop_of_scripts_come_to_the_same_numbers(copy: Path, mirr
         assert run["losses"] == pytest.approx(theirs[name]["losses"], abs=1e-4)
         assert run["scores"] == theirs[name]["scores"]
     assert "2 of 2 accuracies are equal" in page
+
+
+def test_interval_coverage_writes_its_table_into_the_page_of_the_results(copy: Path) -> None:
+    page = copy / "docs/results.md"
+    marks = "<!-- interval_coverage -->\n<!-- end of interval_coverage -->"
+    page.write_text(f"# Results\n\n{marks}\n\nMore.\n", encoding="utf-8")
+    command = [sys.executable, str(copy / "benchmarks/interval_coverage.py"), "--simulations", "4"]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = page.read_text(encoding="utf-8")
+    assert text.endswith("--simulations 4`\n\n<!-- end of interval_coverage -->\n\nMore.\n")
+    assert "| t over seeds | one cell, 5 seeds | " in text
+    assert "| percentile bootstrap | one cell, 5 seeds | " in text

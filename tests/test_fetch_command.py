@@ -317,3 +317,27 @@ def test_what_cannot_be_fetched_is_one_fault_and_nothing_is_made(
     assert "1 fault in the input" in done.stderr
     assert hub.requests == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["../../../escaped.json", "/escaped.json", "a/../../../../escaped.json"])
+def test_a_hub_that_names_files_outside_of_the_mirror_writes_none_there(
+    run: Fetch, hub: Hub, tmp_path: Path, path: str
+) -> None:
+    hub.repos[f"models/{MODEL}"] |= {path: b"{}"}
+    done = run("fetch", *WORDS)
+    assert f"model {MODEL}" in done.stdout, "it was tried"
+    allowed = tmp_path / "mirror" / MODEL
+    assert not [found for found in tmp_path.rglob("*escaped*") if not found.is_relative_to(allowed)]
+    assert not Path("/escaped.json").exists()
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["dataset.revision=../../../escaped", "model.hub_id=../../escaped", "model.hub_id=Org/..", "model.revision=/tmp/x"],
+)
+def test_names_that_lead_out_of_the_mirror_are_not_fetched(run: Fetch, hub: Hub, tmp_path: Path, word: str) -> None:
+    done = run("fetch", *WORDS, word)
+    assert done.returncode != 0
+    assert "no branch" in done.stderr or "no repository" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*escaped*"))

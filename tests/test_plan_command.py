@@ -131,7 +131,9 @@ def test_many_kinds_of_run_are_shown_in_part_and_counted(verb: Verb) -> None:
     assert re.search(r"^  and \d+ more kinds of run: --json has all$", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["plan", "sweep", "status", "report", "train", "merge", "select", "evaluate", "judge"])
+@pytest.mark.parametrize(
+    "name", ["plan", "sweep", "status", "report", "train", "merge", "select", "evaluate", "judge", "clean"]
+)
 def test_help_shows_three_examples_whatever_else_is_given(verb: Verb, name: str) -> None:
     text = verb(name, "method.betta=1", "--help", check=True).stdout
     assert sum(line.strip().startswith("python -m peft_align.") for line in text.splitlines()) == 3

@@ -43,7 +43,8 @@ def test_an_attempt_recorded_in_another_format_does_not_replace_what_is_done(tmp
     for folder, content, version in ((directory.path, "old", FORMAT), (directory.attempt, "new", FORMAT - 1)):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.jsonl").write_text(content, encoding="utf-8")
-        write_json(folder / "train.json", {"of": content, "format": version})
+        whole = {"checkpoints": {"4": {"files": {}, "digest": ""}}, "metrics": {}, "parents": {}, "inputs": {}}
+        write_json(folder / "train.json", {"of": content, "format": version, **whole})
     directory.commit_attempt()
     assert (directory.train_record() or {}).get("of") == "old"
     assert (directory.path / "metrics.jsonl").read_text(encoding="utf-8") == "old"

@@ -7,6 +7,7 @@ import sys
 
 from peft_align import __version__
 from peft_align.errors import suggest
+from peft_align.terminal import say
 
 VERBS = {
     "sweep": "do everything that is missing of a grid: train, evaluate, report",
@@ -17,9 +18,11 @@ VERBS = {
     "evaluate": "score the checkpoints that exist",
     "judge": "judge the texts that are generated, now or again with another judge",
     "status": "show what the runs are doing",
+    "samples": "show what a run was trained on at a step, and where its loss jumped",
     "cancel": "end the Slurm jobs of a sweep, or of some of its runs",
     "fetch": "have on this machine what a sweep needs from the hub",
     "report": "write the result table",
+    "clean": "show what no result depends on, and remove it",
 }
 
 
@@ -30,13 +33,13 @@ def main() -> int:
         sys.argv = [f"peft-align {words[0]}", *words[1:]]
         return int(importlib.import_module(f"peft_align.{words[0]}").main())
     if words == ["--version"]:
-        print(__version__)
+        say(__version__)
         return 0
     asked_for_help = words in ([], ["--help"], ["-h"])
     if not asked_for_help:
-        print(f"peft_align: no verb '{words[0]}' ({suggest(words[0], VERBS)})", file=sys.stderr)
+        say(f"peft_align: no verb '{words[0]}' ({suggest(words[0], VERBS)})", file=sys.stderr)
     usage = "\n".join(f"  {verb:9} {what}" for verb, what in VERBS.items())
-    print(
+    say(
         f"usage: peft-align VERB [+grid=NAME] [overrides]\n\n{usage}\n\nMore on each: peft-align VERB --help",
         file=sys.stdout if asked_for_help else sys.stderr,
     )

@@ -18,14 +18,18 @@ from collections.abc import Sequence
 from peft_align.cli import Asked, ask, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.launch import queue
-from peft_align.store.submissions import Submission, submissions
+from peft_align.store.submissions import Submission, submissions, unreadable
+from peft_align.terminal import say
 
 
 def verb(argv: list[str]) -> int:
     asked = ask(argv, latest=True)
+    for told in unreadable(asked.root):
+        say(f"warning: {told}; its jobs are not known here: see squeue, and scancel", file=sys.stderr)
     known = [each for each in submissions(asked.root) if each.names]
     if not any(_own(asked, known, None)[0]):
-        raise InputError([Fault("command line", f"no jobs of {asked.sweep.name} were submitted under {asked.root}")])
+        what = f"no jobs of {asked.sweep.name} were submitted under {asked.root}"
+        raise InputError([Fault("command line", what, "give the words and the root of the sweep that was submitted")])
     queue.need_slurm()
     try:
         living = queue.live_tasks({job: name for each in known for job, name in each.names.items()})
@@ -44,9 +48,9 @@ def verb(argv: list[str]) -> int:
     except queue.SlurmError as error:
         raise InputError([Fault("cancel", f"Slurm refuses: {error}")]) from None
     named = {run for runs in doomed.values() for run in runs}
-    print(f"{asked.sweep.name}: {len(doomed)} tasks of {len(named)} runs cancelled")
+    say(f"{asked.sweep.name}: {len(doomed)} tasks of {len(named)} runs cancelled")
     if shared:
-        print(f"{shared} tasks do other runs too and go on (launcher.runs_per_task)")
+        say(f"{shared} tasks do other runs too and go on (launcher.runs_per_task)")
     return 0
 
 

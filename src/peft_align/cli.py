@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,17 @@ from peft_align.grid.external import with_adapters
 from peft_align.grid.planner import Item, Planner, conditions, judge_identity
 from peft_align.grid.runs import Sweep
 from peft_align.grid.serialize import config_of
+from peft_align.store.records import keep_others_from_writing
 from peft_align.store.sweeps import latest_manifest, sweep_dir
+from peft_align.terminal import say, say_what_ends_us
 
 ADAPTER = "adapter"  # adapters that were not trained here
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+# A place where nothing can be read or written, whoever tries again.
+UNUSABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+}
 
 
 @dataclass
@@ -33,6 +41,7 @@ class Asked:
     line: CommandLine
     sweep: Sweep
     planner: Planner
+    space: ConfigSpace = field(default_factory=ConfigSpace)
 
     @property
     def root(self) -> Path:
@@ -75,14 +84,19 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, own: Sequence[str] = 
                 [Fault("command line", what, "give +grid=NAME or overrides, e.g. +grid=quickstart; see --help")]
             )
         words = [word for word in manifest["command"] if not word.lstrip("+").startswith("root=")]
-        dirs = [f"--config-dir={folder}" for folder in manifest["config_dirs"]]
+        folders = dict.fromkeys([*manifest["config_dirs"], *map(str, line.config_dirs)])
+        dirs = [f"--config-dir={folder}" for folder in folders]
         remembered = parse([*words, f"root={root}", *dirs], own=own)
         line = dataclasses.replace(remembered, flags=line.flags)
     space = ConfigSpace(line.config_dirs, line.hydra)
     sweep = build_sweep(space, line)
     if ADAPTER in line.own:
         sweep = with_adapters(sweep, list(map(str, line.own[ADAPTER])))
-    return Asked(line, sweep, Planner(Path(sweep.config.root), sweep.config.hub.mirror))
+    own_root = Path(sweep.config.root)
+    if os.path.lexists(own_root) and not own_root.is_dir():
+        what = "is a link that leads nowhere" if own_root.is_symlink() else "is not a folder"
+        raise InputError([Fault(f"root={own_root}", what, "give the folder of your results, or one to be made")])
+    return Asked(line, sweep, Planner(own_root, sweep.config.hub.mirror), space)
 
 
 def resolved(sweep: Sweep) -> str:
@@ -103,26 +117,31 @@ def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:
     """Run a verb: --help first; bad input is told without a traceback."""
     argv = sys.argv[1:]
     if "--help" in argv or "-h" in argv:
-        print((help_text or "").strip())
+        say((help_text or "").strip())
         return 0
+    keep_others_from_writing()
+    say_what_ends_us()
     signal.signal(signal.SIGTERM, _terminated)
     try:
         return verb(argv)
     except InputError as error:
-        print(error.render(), file=sys.stderr)
+        say(error.render(), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is missing", file=sys.stderr)
+        say("stopped; the same command goes on with what is missing", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        print(f"peft_align: {error.filename}: {error.strerror}; nothing can be kept there", file=sys.stderr)
-        return BAD_INPUT
     except OSError as error:
-        told = disk_fault(error)
-        if told is None:
+        if told := disk_fault(error):
+            say(
+                f"peft_align: {told}\nwhat is finished is kept; the same command goes on with the rest", file=sys.stderr
+            )
+            return BAD_INPUT if error.errno == errno.EROFS else FAILED
+        if error.filename is None or error.errno not in UNUSABLE:
             raise
-        print(f"peft_align: {told}\nwhat is finished is kept; the same command goes on with the rest", file=sys.stderr)
-        return BAD_INPUT if error.errno == errno.EROFS else FAILED
+        hint = "give another root=DIR, or move away what is in its place"
+        what = f"{error.filename}: {error.strerror}; results cannot be read or kept there"
+        say(f"peft_align: {what} ({hint})", file=sys.stderr)
+        return BAD_INPUT

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from peft_align.terminal import one_line, shown
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,15 @@ class InputError(Exception):
     def render(self) -> str:
         """The message for people: a count and one line a fault."""
         head = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        return "\n".join([f"peft_align: {head} in the input; nothing was started.", *(f"  - {f}" for f in self.faults)])
+        told = (f"  - {one_line(shown(str(fault)))}" for fault in self.faults)
+        return "\n".join([f"peft_align: {head} in the input; nothing was started.", *told])
+
+
+class WorkError(RuntimeError):
+    """Work that failed for a reason that its message says in full: people are told it without a traceback."""
+
+
+SHOWN = 20  # of what is allowed
 
 
 # What a disk says when it takes nothing more, and what that means to people.
@@ -52,13 +62,21 @@ def disk_fault(error: OSError) -> str | None:
 def suggest(word: str, allowed: Iterable[str]) -> str:
     """'did you mean X?' for a near miss, otherwise the list of what is allowed."""
     options = list(dict.fromkeys(allowed))
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean '{near[0]}'?"
+    group, _, last = word.rpartition(".")
     # A key may have been given in the wrong group, or without one: 'beta' for 'method.beta'.
-    last = word.rsplit(".", 1)[-1]
-    tails = [option for option in options if option.rsplit(".", 1)[-1] == last]
-    if tails:
+    tails = sorted((o for o in options if o.rpartition(".")[2] == last), key=lambda o: (o.count("."), len(o)))
+    own = [option for option in options if group and option.rpartition(".")[0] == group]
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if own and (close := difflib.get_close_matches(last, [o.rpartition(".")[2] for o in own], n=1, cutoff=0.6)):
+        return f"did you mean '{group}.{close[0]}'?"
+    if tails and (own or not near):
         return f"did you mean '{tails[0]}'?"
-    shown = ", ".join(options[:20]) + (", ..." if len(options) > 20 else "")
+    if own:
+        return allowed_are(own)
+    return f"did you mean '{near[0]}'?" if near else allowed_are(options)
+
+
+def allowed_are(options: Sequence[str]) -> str:
+    """The list of what is allowed, the first of it where it is long."""
+    shown = ", ".join(options[:SHOWN]) + (", ..." if len(options) > SHOWN else "")
     return f"allowed: {shown}" if options else "nothing is allowed here"

@@ -14,6 +14,7 @@ examples:
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from peft_align.cli import ask, run_verb
 from peft_align.grid.planner import Item
@@ -23,12 +24,14 @@ from peft_align.work import carry_out
 def verb(argv: list[str]) -> int:
     asked = ask(argv)
 
-    def ready() -> list[Item]:
-        return [item for item in asked.plan() if item.to_make is None and (item.missing or item.unjudged)]
+    def ready(item: Item) -> bool:
+        return item.to_make is None and bool(item.missing or item.unjudged)
 
-    untrained = sum(item.to_make is not None for item in asked.plan())
-    headline = f"{asked.sweep.name}: {len(ready())} runs to evaluate, {untrained} not made yet"
-    return carry_out(asked, ready, ("evaluate", "judge"), headline)
+    def headline(items: Sequence[Item]) -> str:
+        untrained = sum(item.to_make is not None for item in items)
+        return f"{asked.sweep.name}: {sum(map(ready, items))} runs to evaluate, {untrained} not made yet"
+
+    return carry_out(asked, ("evaluate", "judge"), ready, headline)
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from peft_align.cli import FAILED, ask, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.grid.needs import from_hub, offline
 from peft_align.store.hub import fetch_into
+from peft_align.terminal import say
 
 
 def verb(argv: list[str]) -> int:
@@ -31,21 +32,21 @@ def verb(argv: list[str]) -> int:
         raise InputError([Fault("HF_HUB_OFFLINE", "is set: the hub is switched off", "unset it, and fetch again")])
     wanted = from_hub(asked.plan())
     if not wanted:
-        print(f"everything that {asked.sweep.name} needs is on this machine")
+        say(f"everything that {asked.sweep.name} needs is on this machine")
         return 0
     failed = 0
     for i, ((kind, repo, revision), why) in enumerate(wanted.items(), start=1):
         name = f"{repo}@{revision}" if revision else repo
-        print(f"[{i}/{len(wanted)}] {kind} {name} ({why})", flush=True)
+        say(f"[{i}/{len(wanted)}] {kind} {name} ({why})", flush=True)
         try:
             place = fetch_into(Path(mirror).expanduser(), repo, revision, kind)
-            print(f"  {place}", flush=True)
+            say(f"  {place}", flush=True)
         except (OSError, ValueError) as error:
             failed += 1
-            print(f"  not fetched: {str(error).splitlines()[0][:300]}", file=sys.stderr, flush=True)
-    print(f"{len(wanted) - failed} of {len(wanted)} fetched into {mirror}")
+            say(f"  not fetched: {str(error).splitlines()[0][:300]}", file=sys.stderr, flush=True)
+    say(f"{len(wanted) - failed} of {len(wanted)} fetched into {mirror}")
     if failed:
-        print("the same command fetches what is missing", file=sys.stderr)
+        say("the same command fetches what is missing", file=sys.stderr)
     return FAILED if failed else 0
 
 

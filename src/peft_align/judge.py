@@ -6,13 +6,14 @@ usage: python -m peft_align.judge [+grid=NAME] [key=value ...] [--config-dir DIR
 
 examples:
   python -m peft_align.judge +grid=main evaluation=paper judge=gpt4
-  python -m peft_align.judge +grid=main evaluation=paper judge=endpoint judge.base_url=http://HOST:8000/v1
+  python -m peft_align.judge +grid=main evaluation=paper judge=endpoint judge.base_url=https://HOST/v1
   python -m peft_align.judge +grid=main evaluation=paper judge=local_lm judge.hub_id=FOLDER root=/scratch/me/outputs
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from peft_align.cli import ask, run_verb
 from peft_align.errors import Fault, InputError
@@ -26,12 +27,12 @@ def verb(argv: list[str]) -> int:
         hint = "e.g. evaluation=paper judge=gpt4"
         raise InputError([Fault("judge", "none of the benchmarks asked for has a judge", hint)])
 
-    def ready() -> list[Item]:
-        return [item for item in asked.plan() if item.to_judge]
+    def headline(items: Sequence[Item]) -> str:
+        waiting = sum(len(item.unjudged) > len(item.to_judge) for item in items)
+        ready = sum(bool(item.to_judge) for item in items)
+        return f"{asked.sweep.name}: {ready} runs to judge, {waiting} without their texts yet"
 
-    waiting = sum(len(item.unjudged) > len(item.to_judge) for item in asked.plan())
-    headline = f"{asked.sweep.name}: {len(ready())} runs to judge, {waiting} without their texts yet"
-    return carry_out(asked, ready, ("judge",), headline)
+    return carry_out(asked, ("judge",), lambda item: bool(item.to_judge), headline)
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ examples:
 flags:
   --verify          read all that the runs have, and say what is not what its record says: the next sweep makes it again
                     (exit code 1 if there is any)
-  --json            one JSON object: runs, kinds, parents, axes, done, to_do, training_kinds, disk_bytes, run_list, ...
+  --json            one JSON object: runs, kinds, parents, axes, done, to_do, training_kinds, disk, run_list, ...
   --cfg             print the fully resolved config of the first run, and stop
   --config-dir DIR  take options from your own folder too (may be repeated)
 """
@@ -24,21 +24,31 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from peft_align.cli import FAILED, Asked, ask, resolved, run_verb
 from peft_align.config.benchmarks import Generated
 from peft_align.config.launchers import Slurm
 from peft_align.config.schema import Dataset, Model
-from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, human_time, proposals, seconds_left
+from peft_align.grid import disk
+from peft_align.grid.cost import (
+    adapter_parameters,
+    human_bytes,
+    human_time,
+    measured,
+    proposals,
+    seconds_left,
+)
 from peft_align.grid.kinds import kinds_of, lines
 from peft_align.grid.needs import not_here, unready
 from peft_align.grid.planner import Item
 from peft_align.grid.serialize import write_identity
+from peft_align.launch.local import visible_gpus
 from peft_align.store.damage import Damage, find_damage, records_of
 from peft_align.store.records import read_json
 from peft_align.store.runs import RunDir
+from peft_align.terminal import plain_console, say
 
 KINDS = ("train", "merge", "baseline")
 SHOWN_REASONS = 12
@@ -48,7 +58,7 @@ SHOWN_KINDS = 8
 def verb(argv: list[str]) -> int:
     asked = ask(argv, ["--json", "--verify", "--cfg"])
     if "--cfg" in asked.line.flags:
-        print(resolved(asked.sweep), end="")
+        say(resolved(asked.sweep), end="")
         return 0
     damages = verified(asked) if "--verify" in asked.line.flags else []
     items = asked.plan()
@@ -56,7 +66,7 @@ def verb(argv: list[str]) -> int:
     if "--verify" in asked.line.flags:
         content["damaged"] = [asdict(damage) for damage in damages]
     if "--json" in asked.line.flags:
-        print(json.dumps(content, indent=1, default=str))
+        say(json.dumps(content, indent=1, default=str))
     else:
         show(content, items, grid=bool(asked.line.grids), on_slurm=isinstance(asked.sweep.config.launcher, Slurm))
     return FAILED if damages else 0
@@ -84,7 +94,7 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         shown = {"merge": item.run.choices["merge"]} if item.run.kind == "merge" else item.run.axes
         for key, value in shown.items() if item.run.kind != "baseline" else ():
             axes.setdefault(key, Counter())[f"{value:g}" if isinstance(value, float) else str(value)] += 1
-    seconds = seconds_left(asked.root, items)
+    records = measured(asked.root, items)
     todo = [item for item in items if not item.done]
     return {
         "sweep": asked.sweep.name,
@@ -106,10 +116,10 @@ def describe(asked: Asked, items: Sequence[Item]) -> dict[str, Any]:
         "not_ready": [str(fault) for fault in unready(todo)],
         "not_judged": sorted(_unjudged(own)),
         "trainable_parameters": trainable(own),
-        "training_kinds": kinds_of(asked.root, items),
-        "disk_bytes": disk_bytes(items),
-        "training_seconds": seconds,
-        "resources": proposals(asked.root, items),
+        "training_kinds": kinds_of(items, records),
+        "disk": disk.described(asked.root, items, asked.sweep.config.disk, len(visible_gpus()) or 1),
+        "training_seconds": seconds_left(items, records),
+        "resources": proposals(records),
         "run_list": [
             {
                 "id": item.run.id,
@@ -152,10 +162,11 @@ def trainable(items: Sequence[Item]) -> list[dict[str, Any]]:
 
 def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool, on_slurm: bool) -> None:
     """The plan for people; what overrides did is told where there is a grid that they did it to."""
-    console = Console()
+    console = plain_console()
     kinds = ", ".join(f"{n} {kind}" for kind, n in content["kinds"].items() if n)
     parents = f" and {content['parents']} parents" if content["parents"] else ""
-    console.print(f"[bold]{content['sweep']}[/]: {content['runs']} runs ({kinds}){parents}")
+    name = console.render_str(content["sweep"], style="bold")
+    console.print(Text.assemble(name, f": {content['runs']} runs ({kinds}){parents}"))
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("axis")
     table.add_column("values (runs)")
@@ -213,7 +224,9 @@ def show(content: dict[str, Any], items: Sequence[Item], *, grid: bool, on_slurm
         )
     seconds = content["training_seconds"]
     time = human_time(seconds) if seconds is not None else "unknown: no like run was measured here yet"
-    console.print(f"disk for adapters: {human_bytes(content['disk_bytes'])}; training time on one device: {time}")
+    for line in disk.told(content["disk"]):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"training time on one device: {time}", highlight=False)
 
 
 def main() -> int:

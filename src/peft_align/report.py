@@ -1,4 +1,8 @@
-"""Write the result table of a sweep, results.csv, .parquet and .md in its folder, from the disk alone.
+"""Write the results of a sweep into its folder, from the disk alone: the table, and what it shows.
+
+results.csv, .parquet, .md    every result; mean ± 95% interval over seeds
+findings.md                   sentences: comparisons, claims, published numbers, each with its interval and its runs
+comparisons.csv claims.csv published.csv coverage.csv cells.csv front.csv variance.csv tables/*.tex    docs/results.md
 
 usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--config-dir DIR]
 
@@ -25,10 +29,18 @@ from peft_align.launch.outcome import settle
 from peft_align.reporting.table import columns, markdown, rows, write_csv, write_parquet
 from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir
+from peft_align.terminal import say
 
 
 def write_report(asked: Asked, items: Sequence[Item]) -> str:
-    """Write the files and return what is shown: the summary, and where the files are."""
+    """Write the files and return what is shown: the summary, and where the files are.
+
+    Raises:
+        InputError: conf/report/ has faults.
+    """
+    from peft_align.reporting import findings  # imports numpy
+
+    questions = findings.load_questions(asked.space)
     table = rows(asked.sweep, items, asked.root)
     names = columns(asked.sweep)
     folder = asked.folder
@@ -37,16 +49,23 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
     write_parquet(folder / "results.parquet", names, table)
     with atomic_write(folder / "results.md") as temporary:
         temporary.write_text(summary, encoding="utf-8")
-    lacking = sum(not item.done for item in items)
-    note = f"{lacking} of {len(items)} runs are not complete yet.\n" if lacking else ""
+    found = findings.find(asked.space, questions, asked.sweep, items, table)
+    findings.write(found, folder)
     told = "".join(f"warning: {warning}\n" for warning in data_warnings(items, asked.root))
-    return f"{summary}\n{note}{told}{len(table)} rows: {folder / 'results.csv'}\n"
+    return f"{summary}\n{findings.summary(found)}{told}{len(table)} rows: {folder / 'results.csv'}\n"
 
 
 def data_warnings(items: Sequence[Item], root: Path) -> list[str]:
-    """What the records of training say against the data that was read, once each."""
-    records = (RunDir(root, item.run.id).train_record() or {} for item in items if item.run.kind == "train")
-    return list(dict.fromkeys(w for record in records if (w := record.get("data", {}).get("warning"))))
+    """What the records say against the data that was read, and against a judge's answers, once each."""
+    found: dict[str | None, None] = {}
+    for item in items:
+        directory = RunDir(root, item.run.id)
+        if item.run.kind == "train":
+            found[(directory.train_record() or {}).get("data", {}).get("warning")] = None
+        for judgement in item.judgements if not item.to_make else ():
+            record = directory.judgement_record(judgement.request.name, judgement.name) or {}
+            found[record.get("details", {}).get("warning")] = None
+    return [warning for warning in found if warning]
 
 
 def verb(argv: list[str]) -> int:
@@ -56,10 +75,10 @@ def verb(argv: list[str]) -> int:
     if "--ended" in asked.line.flags and left:
         settle([RunDir(asked.root, item.run.id) for item in left])
         items = asked.plan()
-    print(write_report(asked, items), end="")
+    say(write_report(asked, items), end="")
     for item in items if "--ended" in asked.line.flags else ():
         if not item.done:
-            print(f"missing: {item.run.id}: {item.failure or item.why}")
+            say(f"missing: {item.run.id}: {item.failure or item.why}")
     return 0
 
 

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from peft_align.cli import Asked, ask, run_verb
+from peft_align.config.identity import slug
 from peft_align.errors import Fault, InputError
 from peft_align.reporting.selection import Candidate, select, write_selection
+from peft_align.terminal import plain_console, say
 
 
 def verb(argv: list[str]) -> int:
@@ -33,12 +34,12 @@ def verb(argv: list[str]) -> int:
     candidates = select(asked.sweep, asked.plan(), asked.root, by)
     write_selection(target, candidates, asked.line.words)
     show(candidates)
-    print(f"\nuse it: +selected={target}")
+    say(f"\nuse it: +selected={target}")
     return 0
 
 
 def _target(asked: Asked) -> Path:
-    given = asked.line.own.get("select.to", (asked.root / "selected" / f"{asked.sweep.name}.yaml",))
+    given = asked.line.own.get("select.to", (asked.root / "selected" / f"{slug([asked.sweep.name])}.yaml",))
     target = Path(str(given[0]))
     if len(given) > 1 or target.is_dir():
         what = "is a folder" if target.is_dir() else "names several files"
@@ -56,7 +57,7 @@ def _names(given: Sequence[Any]) -> list[str]:
 
 def show(candidates: Sequence[Candidate]) -> None:
     """A table for each group, the choice first."""
-    console = Console()
+    console = plain_console()
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         groups.setdefault(", ".join(f"{k}={v}" for k, v in candidate.group.items()), []).append(candidate)

@@ -19,13 +19,13 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from peft_align.cli import ask, run_verb
-from peft_align.grid.cost import human_time, seconds_left
+from peft_align.grid.cost import human_time, measured, seconds_left
 from peft_align.launch.follow import Unanswered, cluster_states
 from peft_align.launch.watch import STATES, line, summary, tail
 from peft_align.store.runs import RunDir
+from peft_align.store.submissions import unreadable
+from peft_align.terminal import plain_console, say
 
 SHOWN_LOGS = 3  # failed runs whose log's end is shown
 
@@ -33,19 +33,21 @@ SHOWN_LOGS = 3  # failed runs whose log's end is shown
 def verb(argv: list[str]) -> int:
     asked = ask(argv, ["--json"], latest=True)
     items = asked.plan()
+    for told in unreadable(asked.root):
+        say(f"warning: {told}; its jobs are not known here", file=sys.stderr)
     try:
         states, _ = cluster_states(asked.planner, items)
     except Unanswered as error:
-        print(error, file=sys.stderr)
+        say(error, file=sys.stderr)
         states = error.states
     counts = Counter(state.state for state in states)
-    seconds = seconds_left(asked.root, items)
+    seconds = seconds_left(items, measured(asked.root, items))
     if "--json" in asked.line.flags:
         content = {"sweep": asked.sweep.name, "time": time.time(), "counts": {s: counts[s] for s in STATES}}
         content |= {"training_seconds_left": seconds}
-        print(json.dumps(content | {"runs": [asdict(state) for state in states]}, indent=1))
+        say(json.dumps(content | {"runs": [asdict(state) for state in states]}, indent=1))
         return 0
-    console = Console(soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     console.print(f"{asked.sweep.name} ({asked.folder}): {summary(counts)}", markup=False)
     for state in states:
         if state.state != "done":

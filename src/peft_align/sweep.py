@@ -25,38 +25,38 @@ from collections.abc import Sequence
 from peft_align.cli import FAILED, Asked, ask, resolved, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.grid.needs import check_inputs
-from peft_align.grid.planner import ancestors, order
+from peft_align.grid.planner import Item, ancestors, order
 from peft_align.grid.runs import STAGES
 from peft_align.launch.watch import line, observe
 from peft_align.store.records import write_json
 from peft_align.store.runs import RunDir
+from peft_align.terminal import say
 from peft_align.work import carry_out
 
 
 def verb(argv: list[str]) -> int:
     asked = ask(argv, ["--cfg"], own=["cell"])
     if "--cfg" in asked.line.flags:
-        print(resolved(asked.sweep), end="")
+        say(resolved(asked.sweep), end="")
         return 0
-    for run in asked.sweep.runs:  # what a killed process left complete is put in its place first
+    for run in asked.sweep.runs:  # what a killed process left complete is put in its place, the rest goes
         directory = RunDir(asked.root, run.id)
-        if (directory.attempt / "train.json").is_file():
+        is_complete = (directory.attempt / "train.json").is_file()
+        if is_complete or directory.progress() or directory.failure():
             with directory.lock() as mine:
                 if mine:
                     directory.commit_attempt()
-    if "cell" in asked.line.own:
-        return do_cell(asked, asked.line.own["cell"])
-    items = asked.plan()
-    for item in items:  # whose process was killed when all was done but for its tidying up
-        directory = RunDir(asked.root, item.run.id)
-        if item.done and (directory.progress() or directory.failure()):
-            with directory.lock() as mine:
-                if mine:
+                if mine and asked.planner.item(run).done:
                     directory.remove_leftovers(is_trained=True)
                     directory.clear_state()
-    todo = sum(not item.done for item in items)
-    headline = f"{asked.sweep.name}: {len(items)} runs, {len(items) - todo} done, {todo} to do ({asked.folder})"
-    return carry_out(asked, asked.plan, STAGES, headline)
+    if "cell" in asked.line.own:
+        return do_cell(asked, asked.line.own["cell"])
+
+    def headline(items: Sequence[Item]) -> str:
+        todo = sum(not item.done for item in items)
+        return f"{asked.sweep.name}: {len(items)} runs, {len(items) - todo} done, {todo} to do ({asked.folder})"
+
+    return carry_out(asked, STAGES, lambda item: True, headline)
 
 
 def do_cell(asked: Asked, given: Sequence[object]) -> int:
@@ -71,12 +71,13 @@ def do_cell(asked: Asked, given: Sequence[object]) -> int:
     wanted = [item for item in order(items) if item is target or item.run.id in ancestors(target, items)]
     check_inputs([item for item in wanted if not item.done])
     from peft_align.launch import job
+    from peft_align.launch.job_file import content
 
     path = asked.folder / "jobs" / f"cell-{number}.json"
-    write_json(path, job.content(asked.root, asked.folder, [item.run for item in wanted], STAGES))
+    write_json(path, content(asked.root, asked.folder, [item.run for item in wanted], STAGES))
     code = job.main([str(path)])
     state = observe(asked.planner, asked.planner.item(target.run))
-    print(line(state))
+    say(line(state))
     return FAILED if code else 0
 
 

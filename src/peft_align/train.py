@@ -17,6 +17,7 @@ from peft_align.cli import FAILED, ask, resolved, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.grid.needs import check_inputs
 from peft_align.grid.planner import ancestors, order
+from peft_align.terminal import say
 
 
 def verb(argv: list[str]) -> int:
@@ -27,7 +28,7 @@ def make_one(argv: list[str], kind: str) -> int:
     """Make the one run of a kind that the command line asks for, and what it starts from, in this process."""
     asked = ask(argv, ["--cfg"])
     if "--cfg" in asked.line.flags:
-        print(resolved(asked.sweep), end="")
+        say(resolved(asked.sweep), end="")
         return 0
     items = [item for item in asked.plan() if item.run.kind != "baseline"]
     wanted = [item for item in items if item.run.kind == kind and not item.run.is_parent_only]
@@ -45,7 +46,7 @@ def make_one(argv: list[str], kind: str) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[0]
     worker = Worker(asked.root, asked.sweep.name, ("train", "merge"))
     fine = worker.work([item.run for item in order(items)])
-    print(f"{'done' if fine else 'failed'}: {asked.root / 'runs' / target.run.id}")
+    say(f"{'done' if fine else 'failed'}: {asked.root / 'runs' / target.run.id}")
     return 0 if fine else FAILED
 
 

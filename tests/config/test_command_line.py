@@ -88,7 +88,7 @@ def test_config_dirs_are_taken_in_both_forms_and_repeated(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("words", [["--config-dir"], ["--config-dir="], ["--config-dir", "nowhere"]])
 def test_a_config_dir_that_is_no_folder_is_refused(words: list[str]) -> None:
-    assert "is not a folder" in told(*words)
+    assert any(what in told(*words) for what in ("is not a folder", "names no folder"))
 
 
 def test_hydras_own_overrides_are_kept_apart() -> None:
@@ -102,7 +102,7 @@ def test_hydras_own_overrides_are_kept_apart() -> None:
     [
         ("--jsn", "did you mean '--json'?"),
         ("--js", "no such flag"),
-        ("--json=1", "no such flag"),
+        ("--json=1", "--json takes no value"),
         ("-m", "multirun is not used here"),
         ("--multirun", "+grid=NAME"),
         ("a=[1", "not an override"),
@@ -117,7 +117,7 @@ def test_hydras_own_overrides_are_kept_apart() -> None:
         ("model=glob(*)", "glob()"),
         ("peft.dropout=interval(0,1)", "interval()"),
         ("seed=range(1000000)", "too many values"),
-        ("seed=range(5,5)", "the value is empty"),
+        ("seed=range(5,5)", "there is no value in that range"),
     ],
 )
 def test_what_cannot_be_used_is_told_with_its_word(word: str, message: str) -> None:

@@ -138,6 +138,7 @@ def another(leaf: Leaf, value: Any) -> Any:
         "peft.dropout": 0.25,
         "method.adapter.dropout": 0.25,
         "judge.label": "toxic",
+        "judge.api_key_env": "OTHER_KEY",
         "judge.version": "other",
         "judge.revision": "other",
         "judge.requests_per_minute": 60,

@@ -50,11 +50,11 @@ def test_a_value_is_taken_in_its_type_where_nothing_is_lost(value: Any, hint: An
     [
         (8.5, int, "8.5 is not a whole number"),
         ("8", int, "'8' is not a whole number"),
-        (True, int, "True is not a whole number"),
+        (True, int, "true is not a whole number"),
         (float("nan"), int, "not a whole number"),
         ("1e-4", float, "is not a number"),
-        (float("inf"), float, "is not a number"),
-        (float("nan"), float, "is not a number"),
+        (float("inf"), float, "is not a finite number"),
+        (float("nan"), float, "is not a finite number"),
         (False, float, "is not a number"),
         (1.5, str, "is not a text"),
         (1, bool, "is not true or false"),
@@ -184,3 +184,36 @@ def test_faults_are_shown_once_each_with_their_count() -> None:
         "  - a: is wrong (do b)",
     ]
     assert "2 faults" in InputError([fault, Fault("c", "too")]).render()
+
+
+# --- Texts go into paths, scripts and records
+
+
+@pytest.mark.parametrize("text", ["gpu\ncurl x | sh", "a\rb", "a\tb", "\x1b[2J", "a\x00b", "a\x85b"])
+def test_a_text_with_a_control_character_is_a_fault_that_does_not_show_it(text: str) -> None:
+    value, faults = checked(text, str)
+    assert value is None
+    assert faults == ["here: has a line break or another control character (write it in one line)"]
+
+
+def test_where_lines_are_meant_line_breaks_and_tabs_are_taken_and_nothing_else() -> None:
+    assert checked("a\n\tb", str, lines=True) == ("a\n\tb", [])
+    assert checked(["\n\n"], list[str], lines=True) == (["\n\n"], [])
+    assert checked("a\x1bb", str, lines=True)[1]
+    assert {key for key, leaf in leaves().items() if leaf.rule.lines} == {"resources.setup"}
+
+
+@pytest.mark.parametrize("text", ["https://me:hunter2@host", "sk-proj-Ab3dEf6hIj9kLmN0pQrS"])
+def test_a_text_that_holds_a_secret_is_a_fault_that_does_not_show_it(text: str) -> None:
+    for value, hint in ((text, str), ([text], list[str]), ({"a": text}, dict[str, str]), (text, str | None)):
+        found, faults = checked(value, hint)
+        assert text not in str(found)
+        assert len(faults) == 1
+        assert "hunter2" not in faults[0]
+        assert "sk-proj" not in faults[0]
+
+
+def test_a_text_of_another_form_than_is_asked_for_is_a_fault_that_does_not_show_it() -> None:
+    form = ("[a-z]+", "is no small word", "e.g. abc")
+    assert checked("abc", str, form=form) == ("abc", [])
+    assert checked("ABC\n".strip(), str, form=form) == (None, ["here: is no small word (e.g. abc)"])

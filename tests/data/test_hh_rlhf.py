@@ -36,7 +36,7 @@ def test_a_dialogue_is_split_at_its_last_assistant_turn() -> None:
     )
     assert pair.prompt == (Message("user", "hi"), Message("assistant", "hello"), Message("user", "and?"))
     assert (pair.chosen, pair.rejected) == ("yes", "no")
-    assert counts.plain() == {"read": 1, "matching": 1, "kept": 1, "dropped": {}}
+    assert counts.plain() == {"read": 1, "matching": 1, "kept": 1, "dropped": {}, "dropped_rows": {}}
 
 
 def test_blank_lines_and_role_words_inside_a_response_stay_in_it() -> None:
@@ -65,7 +65,15 @@ def test_turns_of_one_role_in_a_row_are_joined() -> None:
 def test_unusable_rows_are_dropped_and_counted_by_reason(chosen: object, rejected: object, reason: str) -> None:
     pairs, counts = read({"chosen": chosen, "rejected": rejected})
     assert pairs == []
-    assert counts.plain() == {"read": 1, "matching": 1, "kept": 0, "dropped": {reason: 1}}
+    told = {"read": 1, "matching": 1, "kept": 0, "dropped": {reason: 1}, "dropped_rows": {reason: ["train:0"]}}
+    assert counts.plain() == told
+
+
+def test_the_first_rows_that_are_dropped_for_a_reason_are_named() -> None:
+    empty, fine = {"chosen": dialogue("a", "x"), "rejected": dialogue("a", "")}, dialogue("a", "x")
+    _, counts = read({"chosen": fine, "rejected": dialogue("a", "y")}, *[empty] * 12)
+    assert counts.dropped["empty response"] == 12
+    assert counts.plain()["dropped_rows"] == {"empty response": [f"train:{i}" for i in range(1, 11)]}
 
 
 @pytest.mark.parametrize("rule", ["harmless", "helpful"])

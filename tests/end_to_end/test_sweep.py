@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweeping import expand, plan
+
+from peft_align.grid.disk import room_needed
+from peft_align.store.usage import taken
 
 WORDS = (
     "model=tiny", "dataset=everyday", "method=sft,dpo", "peft=lora,qlora",
@@ -52,6 +56,13 @@ def test_the_table_is_complete(undisturbed: Path) -> None:
     assert len({row["run_id"] for row in baselines}) == 2
     assert len(baselines) == 2 * (2 + 2)
     assert all(row["value"] and row["n"] for row in table)
+
+
+def test_plan_said_beforehand_what_the_sweep_leaves_on_disk(undisturbed: Path, tmp_path: Path) -> None:
+    planned = room_needed(tmp_path, plan(expand(*WORDS), tmp_path))
+    root = undisturbed / "outputs"
+    left = taken(root / "runs", root / "reference", root / "tokenized")
+    assert planned.total - planned.states == pytest.approx(left, rel=0.1)
 
 
 def test_the_same_command_again_does_nothing_and_shows_the_same(undisturbed: Path) -> None:

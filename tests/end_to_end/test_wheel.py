@@ -41,7 +41,9 @@ def test_the_wheel_plans_from_another_folder_and_carries_conf(tmp_path: Path) ->
     assert "6 runs (4 train, 2 baseline)" in run("-m", "peft_align.plan", "+grid=quickstart")
     words = ["model=tiny", "dataset=everyday", "method=sft", "peft=lora", "train.max_steps=1", "train.batch_size=2"]
     words += ["evaluation.benchmarks=[everyday_mc]", "evaluation.limit=2"]
-    assert "everyday_mc acc" in run("-m", "peft_align.sweep", *words)  # its data and task files are there too
+    shown = run("-m", "peft_align.sweep", *words)
+    assert "everyday_mc acc" in shown  # its data and task files are there too
+    assert "Not enough runs for 8 of 8 claims.\nOf the 240 published numbers none is measured." in shown
     run("-m", "peft_align.sweep", *words, "seed=1", "launcher=slurm", "launcher.dry_run=true")
     (script,) = (elsewhere / "outputs/sweeps").glob("*/slurm/*/00-train-evaluate.sbatch")
     assert "peft_align.launch.job" in script.read_text()

@@ -8,10 +8,14 @@ import logging
 import os
 import re
 import signal
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -565,6 +569,141 @@ def test_a_key_with_a_line_break_is_kept_nowhere(
     judged_with_key(tmp_path, run)
     assert files_with(SECRET, tmp_path) == []
     assert SECRET not in "".join(capfd.readouterr())
+
+
+# --- What a server may not do with us
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[JudgeServer]:
+    with JudgeServer(echo) as running:
+        yield running
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_told_and_not_followed(
+    server: JudgeServer, elsewhere: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", SECRET)
+    there = f"{elsewhere.url}/chat/completions?{SECRET}"
+    server.behave = lambda request: Reply(status=status, headers={"Location": there})
+    with pytest.raises(JudgeUnavailable, match=f"sends on to http://127.0.0.1:{elsewhere.port}, and is not") as caught:
+        Answers(endpoint(server.url, api_key_env="JUDGE_KEY"), tmp_path).ask(ask_of("a"))
+    assert elsewhere.requests == []
+    assert len(server.requests) == 1, "not asked again"
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("location", ["http://[", "\x7f", "//", "javascript:alert(1)", "http://h:99999999/"])
+def test_a_redirect_to_nowhere_is_told_too(server: JudgeServer, tmp_path: Path, location: str) -> None:
+    server.behave = lambda request: Reply(status=302, headers={"Location": location})
+    with pytest.raises(JudgeUnavailable, match=r"is not followed|InvalidURL|Invalid URL"):
+        Answers(endpoint(server.url, retries=1), tmp_path).ask(ask_of("a"))
+
+
+def test_a_reply_without_an_end_is_cut_off(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGEST", 2**20)
+    server.behave = lambda request: Reply("x" * 2**22) if request.attempt <= 2 else echo(request)
+    assert Answers(endpoint(server.url), tmp_path).ask(ask_of("a")) == told("a")
+    server.behave = lambda request: Reply("x" * 2**22)
+    with pytest.raises(JudgeUnavailable, match="more than 1 MiB"):
+        Answers(endpoint(server.url, retries=0), tmp_path).ask(ask_of("b"))
+
+
+def test_a_reply_that_unpacks_to_much_more_is_cut_off(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGEST", 2**20)
+    packed = gzip.compress(bytes(2**25))
+    server.behave = lambda request: Reply(body=packed, headers={"Content-Encoding": "gzip"})
+    with pytest.raises(JudgeUnavailable, match="more than 1 MiB"):
+        Answers(endpoint(server.url, retries=0), tmp_path).ask(ask_of("b"))
+
+
+def test_a_reply_that_comes_drop_by_drop_ends_with_the_time_out(tmp_path: Path) -> None:
+    """Each part comes in time, and there is no end to them."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+
+        def drip() -> None:
+            with suppress(OSError):
+                connection, _ = listening.accept()
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                while True:
+                    connection.sendall(b"1\r\n \r\n")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        started = time.monotonic()
+        with pytest.raises(JudgeUnavailable, match=r"did not end within 0.5 s"):
+            Answers(endpoint(f"http://127.0.0.1:{port}/v1", timeout=0.5, retries=0), tmp_path).ask(ask_of("a"))
+        assert time.monotonic() - started < 10
+        thread.join(10)
+
+
+def test_a_key_in_an_answer_is_kept_nowhere_and_a_word_that_is_the_key_is_left(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.behave = lambda request: Reply(f"{request.headers['authorization']} is EMPTY")
+    judge = endpoint(server.url, api_key_env="JUDGE_KEY")
+    monkeypatch.setenv("JUDGE_KEY", SECRET)
+    assert Answers(judge, tmp_path).ask(ask_of("a")) == ["Bearer *** is EMPTY"]
+    assert files_with(SECRET, tmp_path) == []
+    monkeypatch.setenv("JUDGE_KEY", "EMPTY")
+    assert Answers(judge, tmp_path).ask(ask_of("b")) == ["Bearer EMPTY is EMPTY"]
+
+
+@pytest.mark.parametrize("key", [None, SECRET])
+def test_nothing_goes_unencrypted_to_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it was tried"))
+    monkeypatch.setenv("JUDGE_KEY", key or "")
+    judge = endpoint("http://192.0.2.1/v1", api_key_env="JUDGE_KEY" if key else None)
+    with pytest.raises(JudgeUnavailable, match="unencrypted"):
+        Answers(judge, tmp_path).ask(ask_of("a"))
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", SECRET)
+    certificate = tmp_path / "own.pem"
+    command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    made = subprocess.run(
+        ["openssl", *command.split(), "-keyout", certificate, "-out", certificate.with_suffix(".crt")],
+        capture_output=True,
+    )
+    if made.returncode != 0:
+        pytest.skip("needs openssl")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.with_suffix(".crt"), certificate)
+    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+    judge = endpoint(f"https://localhost:{server.port}/v1", api_key_env="JUDGE_KEY", retries=0, timeout=5.0)
+    with pytest.raises(JudgeUnavailable, match=r"(?i)certificate"):
+        Answers(judge, tmp_path / "answers").ask(ask_of("a"))
+    assert server.requests == []
+
+
+def test_a_proxy_is_for_encrypted_addresses_of_other_machines_alone(
+    server: JudgeServer, elsewhere: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, elsewhere.url)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    server.behave = echo
+    assert Answers(endpoint(server.url), tmp_path).ask(ask_of("a")) == told("a")
+    assert elsewhere.requests == []
+    for url in (server.url, "http://192.0.2.1/v1"):
+        with module._client(endpoint(url, plain_http=True)) as client:
+            assert not client.trust_env
+    with module._client(endpoint("https://192.0.2.1/v1")) as client:
+        assert client.trust_env
 
 
 # --- What it cost

@@ -95,7 +95,11 @@ def judgement_folder(root: Path, run: Run) -> Path:
 
 def stamps(folder: Path) -> dict[str, int]:
     """When each file was written."""
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    return {
+        str(path): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and not {"lock", "lease"} & {*path.parts}
+    }
 
 
 # --- What is done
@@ -125,7 +129,10 @@ def test_a_judging_is_done_when_its_record_is_there(server: JudgeServer, data: P
     content, found = (folder / "record.json").read_bytes(), samples_in(folder)
     for damage, reason in (
         (lambda: (folder / "record.json").unlink(), ""),
-        (lambda: (folder / "record.json").write_bytes(content[: len(content) // 2]), ""),
+        (
+            lambda: (folder / "record.json").write_bytes(content[: len(content) // 2]),
+            "its record.json is damaged: no JSON object",
+        ),
         (lambda: (folder / "samples.jsonl.gz").unlink(), f"{folder.name}/samples.jsonl.gz is missing"),
     ):
         damage()

@@ -80,7 +80,7 @@ def test_prompts_are_read_in_order_with_whether_they_are_safe(xstest: Path) -> N
 def test_data_without_the_columns_is_a_fault_that_names_those_it_has(xstest: Path) -> None:
     path = xstest / "Paul/XSTest/xstest_prompts.csv"
     path.write_text("id,question,label\n1,Why?,safe\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"Paul/XSTest: has the columns id, question, label; prompt and label are"):
+    with pytest.raises(InputError, match=r"Paul/XSTest: row 0 .* has no text prompt; it has id, question, label"):
         data(benchmark_of(), str(xstest))
 
 

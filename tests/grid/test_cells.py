@@ -149,7 +149,9 @@ def test_a_setting_of_some_runs_goes_to_those(grid: Grid) -> None:
 def test_a_setting_that_no_run_has_is_a_fault(grid_faults: GridFaults) -> None:
     text = "blocks: [{axes: {method: [sft, dpo]}}]"
     found = grid_faults(text, "method=sft", "method.beta=0.2")
-    assert found == ["method.beta=0.2: no run of this sweep has it: it belongs to method dpo"]
+    assert found == [
+        "method.beta=0.2: no run of this sweep has it: it belongs to method dpo (leave it out, or add method=dpo)"
+    ]
 
 
 def test_a_block_without_a_name_obeys_overrides_too(grid: Grid) -> None:
@@ -160,7 +162,8 @@ def test_a_block_without_a_name_obeys_overrides_too(grid: Grid) -> None:
 def test_what_leaves_nothing_is_a_fault(grid_faults: GridFaults) -> None:
     text = "blocks: [{axes: {method: [sft], seed: [0]}}, {axes: {method: [dpo], seed: [1]}}]"
     assert grid_faults(text, "method=sft", "seed=1") == [
-        "method=sft seed=1: no run is left (see the blocks of the grid)"
+        "method=sft seed=1: no run is left (no cell has all of these; "
+        "block block0 has method: sft; seed: 0; block block1 has method: dpo; seed: 1)"
     ]
 
 
@@ -168,7 +171,7 @@ def test_what_leaves_nothing_is_a_fault(grid_faults: GridFaults) -> None:
     ("word", "message"),
     [
         ("train.micro_batch_size=1,2", "cannot be an axis"),
-        ("train.checkpoint_steps=1,2", "train.checkpoint_steps=[a,b]"),
+        ("train.checkpoint_steps=1,2", "write train.checkpoint_steps=[1,2]"),
         ("evaluation.limit=1,2", "cannot be an axis"),
         ("root=a,b", "holds for a sweep as a whole"),
         ("tracker=none,wandb", "holds for a sweep as a whole"),

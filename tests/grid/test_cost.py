@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from sweeping import expand, finish_training, plan, shipped, trained
 
-from peft_align.grid.cost import adapter_parameters, disk_bytes, human_bytes, human_time, module_shapes, seconds_left
+from peft_align.grid.cost import (
+    adapter_parameters,
+    human_bytes,
+    human_time,
+    measured,
+    module_shapes,
+    seconds_left,
+)
+from peft_align.grid.planner import Item
 
 
 @pytest.mark.parametrize(
@@ -43,27 +52,23 @@ def test_key_value_heads_count_in_the_shapes() -> None:
     assert "tiny" in shipped().options("model")
 
 
-def test_disk_counts_each_checkpoint_of_what_is_still_to_be_trained(tmp_path: Path) -> None:
-    sweep = expand("model=tiny", "peft.r=8", "train.max_steps=4", "train.checkpoint_steps=[2,4]", "seed=0,1")
-    run = trained(sweep)[0]
-    one = 2 * (4 * 1792 + 8_000) + 4 * 300  # fp32
-    assert disk_bytes(plan(sweep, tmp_path)) == 2 * one
-    finish_training(tmp_path, run)
-    assert disk_bytes(plan(sweep, tmp_path)) == one
+def left(items: Sequence[Item], root: Path) -> float | None:
+    """Seconds of training still to be done."""
+    return seconds_left(items, measured(root, items))
 
 
 def test_the_time_left_is_the_median_of_like_runs_or_unknown(tmp_path: Path) -> None:
     sweep = expand("model=tiny", "train.max_steps=10", "seed=range(5)", "method=sft,dpo")
     runs = trained(sweep)
-    assert seconds_left(tmp_path, plan(sweep, tmp_path)) is None
+    assert left(plan(sweep, tmp_path), tmp_path) is None
     sft = [run for run in runs if run.config.method.kind == "sft"]
     for run, rate in zip(sft, (1.0, 2.0, 9.0), strict=False):
         finish_training(tmp_path, run, seconds_per_step=rate)
     items = plan(sweep, tmp_path)
-    assert seconds_left(tmp_path, items) is None  # no DPO run was measured
+    assert left(items, tmp_path) is None  # no DPO run was measured
     alike = [item for item in items if item.run.config.method.kind == "sft"]
-    assert seconds_left(tmp_path, alike) == 2 * 10 * 2.0
-    assert seconds_left(tmp_path, [item for item in items if item.run.kind == "baseline"]) == 0
+    assert left(alike, tmp_path) == 2 * 10 * 2.0
+    assert left([item for item in items if item.run.kind == "baseline"], tmp_path) == 0
 
 
 @pytest.mark.parametrize(

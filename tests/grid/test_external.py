@@ -13,12 +13,14 @@ from peft_align import report
 from peft_align.cli import ADAPTER, Asked, ask
 from peft_align.config.command_line import parse
 from peft_align.errors import InputError
-from peft_align.grid.external import CONFIG, WEIGHTS, with_adapters
+from peft_align.grid.external import with_adapters
 from peft_align.grid.planner import Planner
 from peft_align.grid.runs import Run, Sweep
 from peft_align.grid.serialize import config_of, run_from_plain, run_to_plain
 from peft_align.plan import describe
 from peft_align.store.sweeps import write_manifest
+from peft_align.store.weights import ADAPTER_CONFIG as CONFIG
+from peft_align.store.weights import ADAPTER_WEIGHTS as WEIGHTS
 
 TINY = ("model=tiny", "dataset=everyday", "peft=lora")
 MC = "evaluation.benchmarks=[everyday_mc]"
@@ -29,11 +31,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-def make(folder: Path, weights: str = "weights", config: str = '{"r": 8}') -> Path:
+def make(folder: Path, weights: str = "weights", config: str = '{"peft_type": "LORA", "r": 8}') -> Path:
     """An adapter's folder."""
     folder.mkdir(parents=True)
     (folder / CONFIG).write_text(config, encoding="utf-8")
-    (folder / WEIGHTS).write_text(weights, encoding="utf-8")
+    header = json.dumps({"__metadata__": {"of": weights}}).encode()  # a file without a tensor
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
     return folder
 
 
@@ -81,7 +84,7 @@ def test_its_id_is_that_of_its_content_wherever_it_lies(tmp_path: Path) -> None:
     (tmp_path / "here/mine/training_args.bin").write_bytes(b"anything")
     assert external(tmp_path / "here/mine").id == run.id
     assert digits(external(make(tmp_path / "other/mine", weights="others"))) != digits(run)
-    assert digits(external(make(tmp_path / "scaled/mine", config='{"r": 16}'))) != digits(run)
+    assert digits(external(make(tmp_path / "scaled/mine", config='{"peft_type": "LORA", "r": 16}'))) != digits(run)
 
 
 @pytest.mark.parametrize(
@@ -191,8 +194,8 @@ def test_what_is_wrong_with_several_is_told_together(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     found = refused(no_config, empty, make(tmp_path / "fine"), "nobody/nothing")
-    assert found[0] == f"adapter={no_config}: has no adapter_config.json"
-    assert found[1] == f"adapter={empty}: has no adapter_config.json and no adapter_model.safetensors"
+    assert found[0].startswith(f"adapter={no_config}: has no adapter_config.json (")
+    assert found[1].startswith(f"adapter={empty}: has no adapter_config.json and no adapter_model.safetensors (")
     assert found[2].startswith("adapter=nobody/nothing: is neither a folder, in the hub's cache nor reachable")
     assert len(found) == 3
 

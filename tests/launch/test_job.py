@@ -75,3 +75,30 @@ def test_a_signal_in_the_last_step_of_training_ends_the_task_behind_it(
     directory = RunDir(tmp_path, run.id)
     assert directory.train_record() is not None
     assert (directory.failure() or {})["kind"] == ("time_limit" if by == signal.SIGUSR1 else "stopped")
+
+
+def test_a_worker_that_was_taken_for_dead_stops_and_leaves_the_run_to_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (run,) = trained(expand(*WORDS, "train.batch_size=2"))
+    directory, steps, told = RunDir(tmp_path, run.id), set[int](), RunDir.report_progress
+
+    def progress(self: RunDir, **now: Any) -> None:
+        steps.add(now.get("step") or 0)
+        if now.get("step") == 2:  # it slept for minutes, and another machine's worker went on
+            (self.path / "lease/000002").write_text("{}")
+        told(self, **now)
+
+    monkeypatch.setattr(RunDir, "report_progress", progress)
+    monkeypatch.setattr("peft_align.training.recorder.TOLD", 0.0)
+    worker = Worker(tmp_path, "sweep", ("train",))
+    assert worker.do(run) is None
+    assert "gave no sign of life for too long" in capfd.readouterr().out
+    assert max(steps) == 2
+    assert directory.train_record() is None
+    assert directory.failure() is None
+    assert directory.progress() is not None, "it is the other's"
+    (directory.path / "lease/000002.free").touch()
+    monkeypatch.setattr(RunDir, "report_progress", told)
+    assert worker.do(run) is True
+    assert directory.train_record() is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,7 @@ def test_a_worker_told_to_stop_saves_every_run_and_the_next_one_goes_on(
     for run in runs:
         directory = RunDir(tmp_path, run.id)
         assert (directory.failure() or {})["kind"] == "stopped"
-        assert json.loads((directory.state / "record.json").read_text())["step"] == 2
+        assert [folder.name for folder in directory.states()] == ["step-000002"]
     monkeypatch.setattr(asked_to_stop, "by", 0)
     assert Worker(tmp_path, "sweep", ("train",)).work(runs)
     monkeypatch.undo()

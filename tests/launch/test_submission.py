@@ -12,7 +12,7 @@ from peft_align.errors import InputError
 from peft_align.grid.planner import Planner
 from peft_align.launch import queue
 from peft_align.launch.slurm import SlurmLauncher, adopt
-from peft_align.store.records import one_at_a_time
+from peft_align.store.leases import hold
 from peft_align.store.submissions import Submission, submissions
 
 WORDS = ("model=tiny", "dataset=everyday", "train.max_steps=4", "peft=lora", "method=sft,dpo", "method.init=sft")
@@ -149,8 +149,8 @@ def test_what_was_never_taken_is_looked_for_once(tmp_path: Path, cluster: Path) 
 
 
 def test_two_who_submit_at_once_do_not_both(tmp_path: Path, cluster: Path) -> None:
-    with one_at_a_time(tmp_path / "sweeps/one/submitting.lock"):
-        with one_at_a_time(tmp_path / "sweeps/one/submitting.lock") as second:
+    with hold(tmp_path / "sweeps/one/submitting"):
+        with hold(tmp_path / "sweeps/one/submitting") as second:
             assert not second
         with pytest.raises(InputError, match="another process is submitting one now"):
             submit(launcher(tmp_path))

@@ -81,7 +81,8 @@ def leave_trained(directory: RunDir, run: Run, seed: int, std: float) -> None:
     disturbed(get_peft_model(plain_base(), shape), std).save_pretrained(str(directory.adapter))
     files = inventory(directory.adapter, [path.name for path in directory.adapter.iterdir()], Digests())
     saved = {"files": files, "digest": digest_of(files)}
-    write_json(directory.path / "train.json", {"format": FORMAT, "run": run.id, "checkpoints": {"4": saved}})
+    record = {"format": FORMAT, "run": run.id, "checkpoints": {"4": saved}, "metrics": {}, "parents": {}, "inputs": {}}
+    write_json(directory.path / "train.json", record)
 
 
 def disturbed(model: Any, std: float = 0.1) -> Any:

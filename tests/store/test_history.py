@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from peft_align.store.records import write_json
-from peft_align.store.runs import COUNTED, STOPS, RunDir, this_task
+from peft_align.store.runs import COUNTED, STOPS, RunDir, step_name, this_task
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 def stop(directory: RunDir, kind: str, step: int = 0, stage: str = "train") -> None:
     """Stop at a step as a worker does: it was in progress before, and training had saved its state."""
     if stage == "train":
-        write_json(directory.state / "record.json", {"step": step})
+        shutil.rmtree(directory.state, ignore_errors=True)
+        write_json(directory.state / step_name(step) / "record.json", {"step": step})
     directory.report_progress(stage=stage, step=step, of=100)
     directory.fail(stage, "so it was", kind)
 

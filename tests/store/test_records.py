@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from flips import flipped
 
+from peft_align.errors import InputError
 from peft_align.store import records
 from peft_align.store.records import (
     Damaged,
@@ -25,6 +29,7 @@ from peft_align.store.records import (
     link_tree,
     notice_of,
     read_json,
+    remove_tree,
     set_aside,
     sha256,
     verify,
@@ -265,3 +270,74 @@ def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert cache_dir() == tmp_path / "xdg" / "peft_align"
     monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path / "own"))
     assert cache_dir() == tmp_path / "own"
+
+
+# --- Who may read and write what is made
+
+
+@pytest.mark.parametrize(
+    ("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o027, 0o640), (0o002, 0o664), (0, 0o664)]
+)
+def test_a_record_has_the_mode_that_the_user_gives_new_files_and_is_never_writable_for_all(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "record.json", {})
+        assert os.umask(umask) == umask, "as it was"
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "record.json").stat().st_mode) == mode
+
+
+def test_what_a_program_makes_is_never_writable_for_all(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib; os.umask(0)\n"
+        "from peft_align.store.records import keep_others_from_writing, write_json\n"
+        "keep_others_from_writing()\n"
+        "write_json(pathlib.Path('a/b/record.json'), {}); open('log', 'a').close(); os.system('touch child')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    made = list(tmp_path.rglob("*"))
+    assert len(made) == 5
+    assert not [path for path in made if path.stat().st_mode & stat.S_IWOTH]
+
+
+def test_a_cache_that_everybody_can_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "cache"
+    monkeypatch.setenv("PEFT_ALIGN_CACHE", str(place))
+    assert cache_dir() == place, "it will be made"
+    place.mkdir()
+    assert cache_dir() == place
+    place.chmod(0o1777)
+    with pytest.raises(InputError, match="PEFT_ALIGN_CACHE"):
+        cache_dir()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize(("of_parent", "refused"), [(0o1777, True), (0o755, False)])
+def test_a_cache_of_another_user_is_refused_where_anybody_could_have_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_parent: int, refused: bool
+) -> None:
+    place = tmp_path / "shared" / "peft_align"
+    place.mkdir(parents=True)
+    os.chown(place, 12345, 12345)
+    place.parent.chmod(of_parent)
+    monkeypatch.setenv("PEFT_ALIGN_CACHE", str(place))
+    if refused:
+        with pytest.raises(InputError, match="another user"):
+            cache_dir()
+    else:
+        assert cache_dir() == place
+
+
+def test_a_link_is_deleted_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    (tmp_path / "attempt").symlink_to(tmp_path / "mine")
+    remove_tree(tmp_path / "attempt")
+    remove_tree(tmp_path / "absent")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine" / "thesis.tex").is_file()
+    remove_tree(tmp_path / "mine")
+    assert list(tmp_path.iterdir()) == []

@@ -26,7 +26,8 @@ class Killed(BaseException):
 
 
 def record_of(content: str) -> dict[str, Any]:
-    return {"format": FORMAT, "of": content}
+    checkpoints = {"4": {"files": {}, "digest": content}}
+    return {"format": FORMAT, "of": content, "checkpoints": checkpoints, "metrics": {}, "parents": {}, "inputs": {}}
 
 
 def write(folder: Path, content: str) -> None:
@@ -36,7 +37,7 @@ def write(folder: Path, content: str) -> None:
         for file in ("adapter_model.safetensors", "adapter_config.json"):
             (folder / name / file).write_text(content, encoding="utf-8")
     (folder / "metrics.jsonl").write_text(content, encoding="utf-8")
-    write_json(folder / "train.json", {"of": content, "format": FORMAT})
+    write_json(folder / "train.json", record_of(content))
 
 
 def products(directory: RunDir) -> set[str]:
@@ -48,12 +49,13 @@ def products(directory: RunDir) -> set[str]:
 
 
 def prepared(root: Path, *, old: bool) -> RunDir:
-    """A run with a complete attempt 'new', and what was there before it."""
+    """A run with a complete attempt 'new' and its last state, and what was there before it."""
     directory = RunDir(root, "run")
     if old:
         write(directory.path, "old")
     write(directory.attempt, "new")
     (directory.attempt / "scratch").mkdir()
+    write_json(directory.state / "step-000050" / "record.json", {})
     return directory
 
 
@@ -91,6 +93,7 @@ def test_an_attempt_is_put_in_place_as_a_whole(tmp_path: Path, old: bool) -> Non
     assert (directory.train_record() or {})["of"] == "new"
     assert products(directory) == {"new"}
     assert not directory.attempt.exists()
+    assert not directory.state.exists()
     assert not directory.commit_attempt()
     assert products(directory) == {"new"}
 
@@ -113,6 +116,7 @@ def test_a_kill_at_any_step_of_a_commit_is_made_good_by_the_next(tmp_path: Path,
         directory.commit_attempt()
         assert (directory.train_record() or {})["of"] == "new", log
         assert products(directory) == {"new"}, log
+        assert not directory.state.exists(), log
     assert killed == count
 
 
@@ -129,6 +133,18 @@ def test_kills_one_after_the_other_are_made_good_too(tmp_path: Path) -> None:
                 assert record is None or products(directory) == {record["of"]}
     assert (directory.train_record() or {})["of"] == "new"
     assert products(directory) == {"new"}
+
+
+def test_states_are_those_with_a_record_the_newest_first(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+    assert (directory.states(), directory.reached()) == ([], [0, 0, 0])
+    for step in (50, 1_000_000, 999_999):
+        write_json(directory.state / step_name(step) / "record.json", {})
+    (directory.state / "step-2000000").mkdir()  # a kill came before its record
+    write_json(directory.state / "step-x" / "record.json", {})
+    write_json(directory.state / "record.json", {"step": 3_000_000})  # of earlier versions
+    assert [folder.name for folder in directory.states()] == ["step-1000000", "step-999999", "step-000050"]
+    assert directory.reached() == [0, 1_000_000, 0]
 
 
 @pytest.mark.parametrize("damage", [None, "", '{"of": "ne'])
@@ -229,7 +245,7 @@ def test_a_product_is_checked_against_its_record_when_it_is_read(tmp_path: Path)
         directory.product()
     write(directory.path, "fine")
     files = ("adapter_model.safetensors", "adapter_config.json")
-    entry = {"files": inventory(directory.adapter, list(files), Digests(tmp_path / "digests.json"))}
+    entry = {"files": inventory(directory.adapter, list(files), Digests(tmp_path / "digests.json")), "digest": "d"}
     record = record_of("fine") | {"checkpoints": {"2": entry, "4": entry}}
     write_json(directory.path / "train.json", record)
     assert directory.product() == directory.adapter
@@ -298,3 +314,63 @@ def products_of(directory: RunDir) -> set[str]:
     folders = ("adapter", *(f"checkpoints/{step}" for step in STEPS))
     files = {f"{f}/{name}" for f in folders for name in ("adapter_model.safetensors", "adapter_config.json")}
     return {*files, "metrics.jsonl", "train.json"}
+
+
+# --- Links that somebody put where a training writes and deletes
+
+
+@pytest.fixture
+def thesis(tmp_path: Path) -> Path:
+    """Someone's folder, with names that a run uses too."""
+    folder = tmp_path / "thesis"
+    write(folder, "thesis")
+    (folder / "scratch").mkdir()
+    write_json(folder / "record.json", {"of": "thesis"})
+    return folder
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "attempt",
+        "state",
+        "state.new",
+        "attempt/checkpoints",
+        "attempt/checkpoints/step-000002",
+        "attempt/adapter",
+        "state/x",
+    ],
+)
+def test_a_link_in_the_place_of_an_attempt_or_a_state_is_removed_and_nothing_behind_it(
+    tmp_path: Path, thesis: Path, place: str
+) -> None:
+    before, directory = content_of(thesis), RunDir(tmp_path, "run")
+    path = directory.path / place
+    path.parent.mkdir(parents=True)
+    path.symlink_to(thesis)
+    assert not directory.commit_attempt()
+    assert not path.is_symlink()
+    assert content_of(thesis) == before
+
+
+def test_a_file_of_an_attempt_that_is_a_link_is_removed(tmp_path: Path, thesis: Path) -> None:
+    directory = RunDir(tmp_path, "run")
+    directory.attempt.mkdir(parents=True)
+    (directory.attempt / "metrics.jsonl").symlink_to(thesis / "metrics.jsonl")
+    directory.drop_links()
+    assert list(directory.attempt.iterdir()) == []
+    assert (thesis / "metrics.jsonl").read_text(encoding="utf-8") == "thesis"
+
+
+@pytest.mark.parametrize("name", ["adapter", "checkpoints"])
+def test_a_product_that_is_a_link_is_replaced_and_what_it_led_to_stays(tmp_path: Path, thesis: Path, name: str) -> None:
+    before, directory = content_of(thesis), prepared(tmp_path, old=True)
+    shutil.rmtree(directory.path / name)
+    (directory.path / name).symlink_to(thesis)
+    assert directory.commit_attempt()
+    assert products(directory) == {"new"}
+    assert content_of(thesis) == before

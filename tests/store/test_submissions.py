@@ -18,7 +18,7 @@ def array(name: str, job: str | None, *tasks: list[str]) -> dict[str, Any]:
 
 
 def submitted(root: Path, sweep: str = "one", *arrays: dict[str, Any]) -> Submission:
-    found = new_submission(root / "sweeps" / sweep, {"arrays": list(arrays), "report": None})
+    found = new_submission(root / "sweeps" / sweep, {"name": sweep, "runs": [], "arrays": list(arrays), "report": None})
     found.save()
     return found
 
@@ -34,7 +34,7 @@ def test_each_submission_has_a_folder_of_its_own_however_fast_they_follow(
 
 
 def test_what_is_not_saved_yet_is_no_submission(tmp_path: Path) -> None:
-    fresh = new_submission(tmp_path / "sweeps/one", {"words": ["seed=1"]})
+    fresh = new_submission(tmp_path / "sweeps/one", {"words": ["seed=1"], "name": "one", "runs": []})
     assert submissions(tmp_path) == []
     fresh.save()
     (found,) = submissions(tmp_path)

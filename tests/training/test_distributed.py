@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +21,11 @@ from peft_align.errors import Fault, InputError
 from peft_align.grid.needs import check_inputs
 from peft_align.launch.distributed import _error, _plain
 from peft_align.launch.job import Worker
-from peft_align.launch.outcome import kind_of, reason
+from peft_align.launch.outcome import details, kind_of, reason
 from peft_align.launch.process import Stopped, asked_to_stop
 from peft_align.models.loading import load_base
 from peft_align.store.runs import RunDir
-from peft_align.training.recorder import TrainingFailed
+from peft_align.training.numerics import TrainingFailed
 from peft_align.training.run import train
 
 TWO = "resources.gpus=2"
@@ -34,7 +35,7 @@ SMALL = (
 )  # fmt: skip
 
 
-def metrics(root: Path, run_id: str) -> list[dict[str, float]]:
+def metrics(root: Path, run_id: str) -> list[dict[str, Any]]:
     """Those of each step, without what the clock says."""
     lines = (RunDir(root, run_id).path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
@@ -61,6 +62,8 @@ def test_two_processes_make_the_steps_of_one(engine: str, method: str, tmp_path:
     assert [record[key] for key in ("tokens", "samples")] == [alone[key] for key in ("tokens", "samples")]
     for one, two in zip(metrics(tmp_path / "alone", run.id), metrics(directory.root, run.id), strict=True):
         assert two.keys() == one.keys()
+        assert [two[name] for name in ("rows", "row_tokens")] == [one[name] for name in ("rows", "row_tokens")]
+        assert two.get("row_losses", []) == pytest.approx(one.get("row_losses", []), rel=1e-3)
         assert two["tokens"] == two.get("num_tokens", two["tokens"]) == one["tokens"]
         for name in ("loss", "grad_norm", *(name for name in two if name.startswith(("rewards", "logps")))):
             assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
@@ -95,10 +98,11 @@ def test_a_stopped_run_goes_on_to_the_same_end(told_to_stop: None, tmp_path: Pat
         Worker(cut.root, "sweep", ("train",)).do(run)
     asked_to_stop.by = 0
     assert (cut.failure() or {})["kind"] == "stopped"
-    state = json.loads((cut.state / "record.json").read_text(encoding="utf-8"))
+    newest = cut.states()[0]
+    state = json.loads((newest / "record.json").read_text(encoding="utf-8"))
     assert 0 < state["step"] < 20
     assert state["inputs"]["processes"] == 2
-    random = [torch.load(cut.state / f"rng_state_{rank}.pth", weights_only=False)["cpu"] for rank in (0, 1)]
+    random = [torch.load(newest / f"rng_state_{rank}.pth", weights_only=False)["cpu"] for rank in (0, 1)]
     assert not torch.equal(*random)  # or both would drop out the same
 
     shutil.copytree(cut.root, tmp_path / "alone")  # one process does not go on from the state of two
@@ -158,6 +162,19 @@ def test_a_process_that_fails_is_told_with_its_reason(
     assert failure["reason"].startswith(told)
 
 
+@pytest.mark.slow
+def test_a_run_that_diverges_in_two_processes_names_the_rows_of_both(tmp_path: Path) -> None:
+    words = ("train.learning_rate=1e30", "train.max_grad_norm=1e30", "train.max_steps=3", "train.batch_size=4")
+    run = run_of(*SMALL, *FP32, TWO, "method=sft", "train.max_length=200", *words)
+    assert Worker(tmp_path, "sweep", ("train",)).do(run) is False
+    directory = RunDir(tmp_path, run.id)
+    failure = directory.failure() or {}
+    lines = [json.loads(line) for line in (directory.attempt / "metrics.jsonl").read_text().splitlines()]
+    assert (failure["what"], failure["step"]) == ("loss", len(lines))
+    assert failure["rows_of_step"] == lines[-1]["rows"]
+    assert len(failure["row_losses"]) == len(lines[-1]["row_losses"]) == 4
+
+
 class OutOfMemoryError(RuntimeError):
     """Named like torch's."""
 
@@ -166,14 +183,14 @@ class OutOfMemoryError(RuntimeError):
     "error",
     [
         InputError([Fault("peft.target_modules", "no such module", "see print(model)"), Fault("a", "b")]),
-        TrainingFailed("the loss is nan at step 3"),
+        TrainingFailed("the loss is nan at step 3", {"step": 3, "rows": ["train:5"]}),
         OutOfMemoryError("CUDA out of memory"),
         ValueError("of any kind"),
     ],
 )
 def test_what_a_process_fails_with_is_recorded_as_if_the_worker_had(error: Exception) -> None:
     told = _error(json.loads(json.dumps(_plain(error))))
-    assert (reason(told), kind_of(told)) == (reason(error), kind_of(error))
+    assert (reason(told), kind_of(told), details(told)) == (reason(error), kind_of(error), details(error))
     if isinstance(error, InputError):
         assert isinstance(told, InputError)
         assert told.faults == error.faults

@@ -18,8 +18,8 @@ from peft_align.models.loading import Base, load_base, with_own_modules
 from peft_align.models.packing import Row
 from peft_align.store.runs import RunDir
 from peft_align.training import pack_runs
+from peft_align.training.numerics import TrainingFailed
 from peft_align.training.pack_runs import Member, Pack
-from peft_align.training.recorder import TrainingFailed
 from peft_align.training.run import Interrupted, train
 
 SMALL = (
@@ -141,7 +141,7 @@ def test_an_interrupted_run_goes_on_alone_or_in_another_pack(tmp_path: Path) -> 
     ended = pack_trained(runs, tmp_path / "pack", base, stops)
     assert all(isinstance(each, Interrupted) for each in ended)
     for run in runs:
-        state = json.loads((RunDir(tmp_path / "pack", run.id).state / "record.json").read_text())
+        state = json.loads((RunDir(tmp_path / "pack", run.id).states()[0] / "record.json").read_text())
         assert (state["step"], len(state["packed_with"])) == (2, 2)
     first = trained(runs[0], tmp_path / "pack", base)
     second, _, third = pack_trained([runs[1], stranger, runs[2]], tmp_path / "pack", base)

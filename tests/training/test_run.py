@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from peft_align.config.schema import OPTIMIZERS
 from peft_align.models.loading import load_base
 from peft_align.store.runs import RunDir
-from peft_align.training.recorder import TrainingFailed
+from peft_align.training.numerics import TrainingFailed
 from peft_align.training.run import micro_batch, train
 
 SMALL = ("model=tiny", "dataset=everyday", "train.max_steps=3", "train.batch_size=4", "train.max_length=200")

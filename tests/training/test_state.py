@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 import subprocess
 import sys
 import time
@@ -10,39 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import run_of, runs_of, trained
+import torch
+from helpers import interrupted, left, run_of, runs_of, steps_of_states, trained, trajectory
 
-from peft_align.grid.runs import Run
-from peft_align.models.loading import Base, load_base
+from peft_align.models.loading import load_base
+from peft_align.store.records import Digests, inventory, read_json, write_json
 from peft_align.store.runs import RunDir
-from peft_align.training.run import Interrupted, train
+from peft_align.training.run import train
+from peft_align.training.state import _digest
 
 SMALL = (
     "model=tiny", "dataset=everyday", "train.max_steps=6", "train.batch_size=4", "train.micro_batch_size=2",
     "train.max_length=200", "train.state_every=2", "train.checkpoint_steps=[2,3,6]", "train.learning_rate=1e-2",
 )  # fmt: skip
-
-
-def interrupted(run: Run, root: Path, base: Base, steps: int) -> RunDir:
-    """Train so many steps and stop."""
-    directory = RunDir(root, run.id)
-    directory.path.mkdir(parents=True, exist_ok=True)
-    made: list[int] = []
-    with pytest.raises(Interrupted):
-        train(run, directory, base, lambda metrics, step: made.append(step), lambda: len(made) == steps)
-    return directory
-
-
-def left(root: Path, run: Run) -> dict[str, bytes]:
-    """Every weight that a run leaves."""
-    path = RunDir(root, run.id).path
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in sorted(path.rglob("*.safetensors"))}
-
-
-def trajectory(root: Path, run: Run) -> list[dict[str, Any]]:
-    """The metrics of each step, without what the clock says."""
-    lines = (RunDir(root, run.id).path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo"])
@@ -56,7 +36,7 @@ def test_an_interrupted_run_ends_bit_identical_to_an_undisturbed_one(
     whole = trained(run, tmp_path / "whole", base)
     cut = tmp_path / "cut"
     directory = interrupted(run, cut, base, 3)
-    assert json.loads((directory.state / "record.json").read_text())["step"] == 3
+    assert steps_of_states(directory) == [3, 2]
     interrupted(run, cut, load_base(run.config), 2)  # another process would load it anew, too
     record = trained(run, cut, base)
     assert left(cut, run) == left(tmp_path / "whole", run)
@@ -99,7 +79,7 @@ def test_a_kill_between_two_states_loses_the_steps_since_the_last_one_only(tmp_p
     command = [sys.executable, "-c", program, str(Path(__file__).parent), str(tmp_path / "cut"), *words]
     killed = subprocess.run(command, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr[-2000:]
-    assert json.loads((directory.state / "record.json").read_text())["step"] == 4
+    assert steps_of_states(directory) == [4, 2]
     steps: list[int] = []
     base = load_base(run.config)
     train(run, directory, base, lambda metrics, step: steps.append(step))
@@ -107,42 +87,6 @@ def test_a_kill_between_two_states_loses_the_steps_since_the_last_one_only(tmp_p
     trained(run, tmp_path / "whole", base)
     assert left(tmp_path / "cut", run) == left(tmp_path / "whole", run)
     assert [line["step"] for line in trajectory(tmp_path / "cut", run)] == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.parametrize("damage", ["optimizer.pt", "weights.safetensors", "record.json"])
-def test_a_damaged_state_is_not_gone_on_from(damage: str, tmp_path: Path) -> None:
-    run = run_of(*SMALL, "method=sft", "peft=lora")
-    base = load_base(run.config)
-    directory = interrupted(run, tmp_path, base, 3)
-    path = directory.state / damage
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(bytes(content))
-    steps: list[int] = []
-    train(run, directory, base, lambda metrics, step: steps.append(step))
-    assert steps == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_state_of_other_data_is_not_gone_on_from(tmp_path: Path) -> None:
-    run = run_of(*SMALL, "method=sft", "peft=lora")
-    base = load_base(run.config)
-    directory = interrupted(run, tmp_path, base, 3)
-    record = json.loads((directory.state / "record.json").read_text())
-    record["inputs"]["data"] = "another digest"
-    (directory.state / "record.json").write_text(json.dumps(record))
-    steps: list[int] = []
-    train(run, directory, base, lambda metrics, step: steps.append(step))
-    assert steps[0] == 1
-
-
-def test_a_state_that_a_kill_left_beside_the_old_one_is_used(tmp_path: Path) -> None:
-    run = run_of(*SMALL, "method=sft", "peft=lora")
-    base = load_base(run.config)
-    directory = interrupted(run, tmp_path, base, 3)
-    directory.state.rename(directory.state.with_name("state.new"))
-    steps: list[int] = []
-    train(run, directory, base, lambda metrics, step: steps.append(step))
-    assert steps == [4, 5, 6]
 
 
 @pytest.mark.slow
@@ -163,5 +107,49 @@ def test_a_sweep_that_is_told_to_stop_goes_on_where_it_was(tmp_path: Path) -> No
         process.wait(60)
     failure = directory.failure() or {}
     assert "SIGTERM" in failure["reason"]
-    made = json.loads((directory.state / "record.json").read_text())["step"]
+    made = steps_of_states(directory)[0]
     assert 0 < made < 2000
+
+
+@pytest.mark.parametrize("form", ["a pickle", "a pickle in torch's archive"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_state_that_somebody_changed_runs_nothing_even_with_its_record(tmp_path: Path, name: str, form: str) -> None:
+    """Who can write the state can write its record; what torch reads is weights alone."""
+    run = run_of(*SMALL, "method=sft", "peft=lora")
+    base = load_base(run.config)
+    directory = interrupted(run, tmp_path / "root", base, 2)
+    sung, (folder,) = tmp_path / "sung", directory.states()
+    if form == "a pickle":
+        (folder / name).write_bytes(pickle.dumps(Canary(sung)))
+    else:
+        torch.save({"state": Canary(sung)}, folder / name)
+    record = read_json(folder / "record.json") or {}
+    del record["sha256"]
+    record["files"][name] = inventory(folder, [name], Digests())[name]
+    write_json(folder / "record.json", {**record, "sha256": _digest(record)})
+    with pytest.raises(pickle.UnpicklingError):
+        train(run, directory, base, lambda metrics, step: None)
+    assert not sung.exists()
+
+
+@pytest.mark.parametrize("name", ["scaler.pt", "pytorch_model.bin", "optimizer.bin"])
+def test_a_state_with_a_file_that_was_not_saved_is_not_gone_on_from(tmp_path: Path, name: str) -> None:
+    run = run_of(*SMALL, "method=sft", "peft=lora")
+    base = load_base(run.config)
+    directory = interrupted(run, tmp_path / "root", base, 2)
+    (folder,) = directory.states()
+    (folder / name).write_bytes(pickle.dumps(Canary(tmp_path / "sung")))
+    steps: list[int] = []
+    train(run, directory, base, lambda metrics, step: steps.append(step))
+    assert steps == [1, 2, 3, 4, 5, 6], "from the beginning"
+    assert not (tmp_path / "sung").exists()
+
+
+class Canary:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.place,)

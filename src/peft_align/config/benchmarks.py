@@ -63,7 +63,7 @@ class Generated(Benchmark):
     top_p: float = value("sampled are the likeliest tokens that make up this probability", above=0, high=1)
     samples_per_prompt: int = value("texts a prompt; more than one needs a temperature", low=1)
     seed: int = value("seeds the samples, each by itself, whatever is generated beside it", low=0)
-    stop: list[str] = value("texts that end a response, besides the template's own", may_be_empty=True)
+    stop: list[str] = value("texts that end a response, besides the template's own", may_be_empty=True, lines=True)
     strip_thinking: bool = value("drop <think>...</think> before the text is used")
     judge: str | None = operational("option of conf/judge/; null: the sweep's judge")
 
@@ -73,8 +73,14 @@ class AlpacaEval(Generated):
     """Instructions whose outputs a judge compares with a reference's."""
 
     kind: str = value("which kind of benchmark", choices=("alpaca_eval",))
-    reference: str = value("config of the dataset whose outputs are compared with")
-    evaluator: str = operational("folder name of the judge's prompt below alpaca_eval/evaluators_configs/")
+    reference: str = value(
+        "config of the dataset whose outputs are compared with",
+        form=(r"[\w.-]*\w", "is no name of a config", "e.g. alpaca_eval_gpt4_baseline"),
+    )
+    evaluator: str = operational(
+        "folder name of the judge's prompt below alpaca_eval/evaluators_configs/",
+        form=(r"[\w.-]*\w", "is no name of a folder", "e.g. alpaca_eval_gpt4"),
+    )
     prompt_file: str | None = operational("the judge's prompt; null: that of an installed alpaca-eval")
 
 

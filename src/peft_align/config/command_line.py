@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, O
 from hydra.errors import HydraException
 
 from peft_align.errors import Fault, suggest
+from peft_align.secrecy import SECRETS_BELONG, redacted, secret_in
 
 MAX_SWEEP_VALUES = 100_000
 ADDED_UP = ("grid", "selected")  # several of them are united
@@ -72,15 +73,16 @@ def parse(argv: Sequence[str], flags: Sequence[str] = (), own: Sequence[str] = (
         elif name == "--config-dir":
             folder = attached if equals else (rest.pop(0) if rest else "")
             if not folder or not Path(folder).is_dir():
-                faults.append(
-                    Fault("--config-dir", f"{folder!r} is not a folder", "give the folder of your own configs")
-                )
+                what = f"'{folder}' is not a folder" if folder else "names no folder"
+                faults.append(Fault("--config-dir", what, "give the folder of your own options"))
             else:
                 dirs.append(Path(folder).resolve())
         elif word == "-h":
             seen.add("--help")
         elif name in allowed and not equals:
             seen.add(name)
+        elif name in allowed:
+            faults.append(Fault(word, f"{name} takes no value", f"write {name}"))
         else:
             faults.append(Fault(word, "no such flag", suggest(name, allowed)))
     overrides, hydra = _parse_overrides(words, faults)
@@ -113,11 +115,16 @@ def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[dict[st
     overrides: dict[str, Override] = {}
     hydra: list[str] = []
     for word in words:
+        if held := secret_in(word):
+            what = f"holds {held}, and the command line is recorded"
+            faults.append(Fault(redacted(word.partition("=")[0]), what, SECRETS_BELONG))
+            continue
         try:
             parsed = parser.parse_override(word)
         except HydraException as error:
-            reason = str(error).splitlines()[0]
-            faults.append(Fault(word, f"not an override: {reason}", "write key=value, e.g. method=dpo or peft.r=8,16"))
+            reason = str(error).splitlines()[0] if "=" in word else "there is no '=' in it"
+            at = word if word.strip() else f"'{word}'"
+            faults.append(Fault(at, f"not an override: {reason}", "write key=value, e.g. method=dpo or peft.r=8,16"))
             continue
         key = parsed.key_or_group
         if key.startswith("hydra.") or key == "hydra":
@@ -134,7 +141,7 @@ def _parse_overrides(words: Sequence[str], faults: list[Fault]) -> tuple[dict[st
             if not values:
                 continue
             if key in ADDED_UP and key in overrides:
-                values = list(dict.fromkeys([*overrides[key].values, *values]))
+                values = list(dict.fromkeys(map(str, [*overrides[key].values, *values])))
             elif key in overrides and overrides[key].values != tuple(values):
                 faults.append(Fault(word, f"'{key}' is given twice", f"the other is {overrides[key].text}"))
                 continue
@@ -156,7 +163,8 @@ def _values(value: Any, word: str, faults: list[Fault]) -> list[Any]:
         raw = list(value.list) if isinstance(value, ChoiceSweep) else [value]
     plain = [_plain(v) for v in raw]
     if not plain or any(v == "" for v in plain):
-        faults.append(Fault(word, "the value is empty", f"write {word.split('=')[0]}=VALUE"))
+        what = "the value is empty" if plain else "there is no value in that range"
+        faults.append(Fault(word, what, f"write {word.split('=')[0]}=VALUE"))
         return []
     unique: dict[str, Any] = {json.dumps(v, sort_keys=True, default=str): v for v in plain}
     return list(unique.values())

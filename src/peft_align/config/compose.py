@@ -22,13 +22,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
 from peft_align.config import validate
 from peft_align.config.schema import GROUPS, TOP_LEVEL, Config
 from peft_align.errors import Fault, InputError, suggest
 
 REFERENCE = re.compile(r"^\$\{([A-Za-z_][\w]*(?:\.[A-Za-z_][\w]*)*)\}$")
+ABSENT = re.compile(r"In '([^']+)': Could not (?:load|find) '([^']+)'")  # Hydra's word for a default that is none
 Assignments = Mapping[str, Any]
 
 
@@ -85,15 +86,24 @@ class ConfigSpace:
         return sorted({path.stem for d in self.dirs for path in (d / group).glob("*.yaml")})
 
     def file(self, group: str, option: str) -> Path | None:
-        """The YAML file of an option."""
+        """The YAML file of an option, if there is one."""
+        if option not in self.options(group):  # whatever its text is: no name of a file
+            return None
         return next((path for d in self.dirs if (path := d / group / f"{option}.yaml").is_file()), None)
 
     def load(self, group: str, option: str) -> dict[str, Any]:
         """The plain values of an option that stands outside the composition (a grid, a benchmark)."""
         path = self.file(group, option)
         if path is None:
-            raise InputError([Fault(f"{group}={option}", "no such option", suggest(option, self.options(group)))])
+            raise InputError([Fault(f"{group}={option}", "no such option", self.hint(group, option))])
         return read_yaml(path)
+
+    def hint(self, group: str, option: str) -> str:
+        """What was probably meant by an option that is none."""
+        other = f"{option}.yml"
+        if any(other in [path.name for path in (d / group).glob("*.yml")] for d in self.dirs):
+            return f"rename {other} to {option}.yaml"
+        return suggest(option, self.options(group))
 
     def prefetch(self, wanted: Iterable[tuple[str, str]]) -> None:
         """Compose the options that are missing: the i-th missing option of every group in the i-th composition."""
@@ -116,6 +126,9 @@ class ConfigSpace:
     def _keep(self, group: str, option: str, node: Any) -> None:
         if node is None and not self.load(group, option):
             node = {}  # an empty file: what is missing is told with the rest
+        if isinstance(node, dict) and list(node) == [group] and isinstance(node[group], dict):
+            what = f"its settings stand under '{group}:'"
+            raise InputError([Fault(f"{group}/{option}.yaml", what, "write them at its top, without it")])
         if not isinstance(node, dict):
             what = f"a mapping is expected under '{group}', and the file gives none"
             raise InputError(
@@ -129,13 +142,24 @@ class ConfigSpace:
         try:
             with initialize_config_dir(str(self.dirs[0]), version_base="1.3", job_name="peft_align"):
                 cfg = compose("config", overrides=[*self._hydra, *overrides], return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            reason = " ".join(str(error).split())
-            cause = f" {' '.join(str(error.__cause__).split())}" if error.__cause__ else ""
-            raise InputError([Fault(" ".join(overrides) or "conf/config.yaml", (reason + cause)[:400])]) from None
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+            raise InputError([self._why(overrides, error)]) from None
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
         plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         return {**cast(dict[str, Any], OmegaConf.to_container(plain)), "__choices__": choices}
+
+    def _why(self, overrides: Sequence[str], error: Exception) -> Fault:
+        """What is wrong with options that could not be composed. Raises InputError with it where it is a file."""
+        for override in overrides:
+            group, _, option = override.partition("=")
+            if group in GROUPS and (path := self.file(group, option)) is not None:
+                read_yaml(path)
+        reason = " ".join(str(error).split())
+        if match := ABSENT.search(reason):
+            group, _, option = match[2].rpartition("/")
+            return Fault(f"{match[1]}.yaml: defaults", f"there is no {match[2]}", suggest(option, self.options(group)))
+        cause = f" {' '.join(str(error.__cause__).split())}" if error.__cause__ else ""
+        return Fault(" ".join(overrides) or "conf/config.yaml", (reason + cause)[:400])
 
     def value(self, values: Mapping[str, Any], key: str) -> Any:
         """The option of a group or the value of a setting that a run with these values has; None if it has none."""
@@ -156,6 +180,11 @@ class ConfigSpace:
         by_group: dict[str, dict[str, Any]] = {}
         for key, v in assignments.items():
             by_group.setdefault(key.partition(".")[0], {})[key] = v
+        before = len(faults)
+        for group in GROUPS:  # what refers to an option of no kind would be told as a fault of its own
+            validate.kind_of(group, self.node(group, choices[group]), faults)
+        if len(faults) > before:
+            return None
         parts: dict[str, Built] = {}
         failed = False
         for group in GROUPS:
@@ -174,10 +203,11 @@ class ConfigSpace:
         leaf = validate.leaves()
         seed = validate.check(top["seed"], int, leaf["seed"].rule, "seed", faults)
         root = validate.check(top["root"], str, leaf["root"].rule, "root", faults)
-        hub = validate.convert(validate.hints(Config)["hub"], top["hub"], "hub", faults)
+        nested = {k: validate.convert(validate.hints(Config)[k], top[k], k, faults) for k in ("hub", "disk")}
         if failed or len(faults) > before:
             return None
-        return Config(**{group: part.value for group, part in parts.items()}, seed=seed, root=root, hub=hub), parts
+        groups = {group: part.value for group, part in parts.items()}
+        return Config(**groups, seed=seed, root=root, **nested), parts
 
     def _group(
         self,
@@ -213,11 +243,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file; interpolations stay as they are. Raises InputError if it cannot be read."""
     try:
         container = OmegaConf.to_container(OmegaConf.load(path))  # plain YAML would read 5e-5 as text
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError, RecursionError) as error:
-        raise InputError([Fault(str(path), f"cannot be read: {' '.join(str(error).split())[:300]}")]) from None
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
+        raise InputError([unreadable(path, error)]) from None
     if not isinstance(container, dict):
-        raise InputError([Fault(str(path), "a mapping is expected at the top of the file")])
+        what = f"a mapping is expected at the top of the file, not {validate.show(container)}"
+        raise InputError([Fault(str(path), what, "write KEY: VALUE lines")])
     return cast(dict[str, Any], container)
+
+
+def unreadable(path: Path, error: Exception) -> Fault:
+    """Why a YAML file cannot be read, in the words of its place."""
+    at = str(path)
+    if isinstance(error, FileNotFoundError):
+        return Fault(at, "is not there", "name a file that is")
+    if isinstance(error, OSError):
+        return Fault(at, f"cannot be read: {error.strerror}", "name a file that can")
+    if isinstance(error, RecursionError):
+        return Fault(at, "cannot be read: it is nested too deeply", "write it flatter")
+    if isinstance(error, UnicodeDecodeError):
+        return Fault(at, f"is not UTF-8 (byte {error.start})", "save it as UTF-8")
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        place = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+        about = " ".join(str(part) for part in (error.context, error.problem) if part)
+        return Fault(
+            f"{at}: {place}", f"is not YAML: {about}", "write KEY: VALUE lines, and text with : or [ in it in quotes"
+        )
+    return Fault(
+        at,
+        f"is not YAML: {' '.join(str(error).split())[:300]}",
+        "write KEY: VALUE lines, and text with : or [ in it in quotes",
+    )
 
 
 class _Lookup:
@@ -229,9 +284,11 @@ class _Lookup:
         self.space, self.choices, self.assignments, self.faults = space, choices, assignments, faults
         self.active: list[str] = []
 
-    def __call__(self, key: str) -> Any:
+    def __call__(self, key: str, where: str = "") -> Any:
+        """The value of a setting, which `where` refers to."""
         if key in self.active:
-            self.faults.append(Fault(key, f"refers to itself through {' -> '.join([*self.active, key])}"))
+            what = f"refers to itself through {' -> '.join([*self.active, key])}"
+            self.faults.append(Fault(key, what, "give one of them a value"))
             return None
         self.active.append(key)
         try:
@@ -241,11 +298,8 @@ class _Lookup:
             node: Any = self.space.node(head, self.choices[head]) if head in GROUPS else self.space.top.get(head)
             for name in filter(None, tail.split(".")):
                 if not isinstance(node, dict) or name not in node:
-                    self.faults.append(
-                        Fault(
-                            "${" + key + "}", "refers to a setting that does not exist", suggest(key, validate.leaves())
-                        )
-                    )
+                    at, what = f"{where}=${{{key}}}", "refers to a setting that does not exist"
+                    self.faults.append(Fault(at, what, suggest(key, validate.leaves())))
                     return None
                 node = node[name]
             return self.resolve(node, key)
@@ -260,7 +314,7 @@ class _Lookup:
         if not isinstance(node, str) or "${" not in node:
             return node
         match = REFERENCE.match(node)
-        return self(match[1]) if match else self._by_omegaconf(node, where)
+        return self(match[1], where) if match else self._by_omegaconf(node, where)
 
     def _by_omegaconf(self, text: str, where: str) -> Any:
         """What is more than a plain reference (resolvers, text around it) is OmegaConf's business."""
@@ -274,7 +328,9 @@ class _Lookup:
             OmegaConf.update(cfg, where, text, force_add=True)
             found = OmegaConf.select(cfg, where)
         except OmegaConfBaseException as error:
-            self.faults.append(Fault(where, f"'{text}' cannot be resolved: {' '.join(str(error).split())[:200]}"))
+            reason = " ".join(str(error).splitlines()[0].split())[:200]
+            hint = "write a value, or ${GROUP.SETTING}"
+            self.faults.append(Fault(where, f"'{text}' cannot be resolved: {reason}", hint))
             return None
         return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
 

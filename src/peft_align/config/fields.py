@@ -19,6 +19,8 @@ class Rule:
     may_be_empty: bool = False  # a list without values
     length: int | None = None  # of a list
     only_text: bool = False  # a number is none: YAML reads 1:30:00 as one
+    lines: bool = False  # a text may have line breaks and tabs
+    form: tuple[str, str, str] | None = None  # regular expression of a text; what else it is, and what is right
 
 
 def value(doc: str, default: Any = MISSING, **rule: Any) -> Any:

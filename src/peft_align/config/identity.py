@@ -38,7 +38,7 @@ def train_id(config: Config, parts: Mapping[str, Built], choices: Mapping[str, s
 
 def model_identity(model: Model) -> dict[str, object]:
     """The scientific fields of a model; of one that is built on the spot, its shape too, for it is the model."""
-    shape = {"shape": dataclasses.asdict(model.shape)} if model.source == "random" else {}
+    shape = {"shape": dict(vars(model.shape))} if model.source == "random" else {}
     return scientific(type(model), model) | shape
 
 
@@ -99,8 +99,8 @@ def base_label(peft: Peft | Precision) -> str:
 
 
 def slug(words: Sequence[str]) -> str:
-    """Words joined to a safe folder name: letters, digits, '_', '-', at most 100 characters."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", "-".join(words))[:100]
+    """Words joined to a safe folder name: letters, digits, '_', '-', at most 100 characters, none that is an option."""
+    return re.sub(r"[^A-Za-z0-9_-]+|^-", "_", "-".join(words))[:100]
 
 
 def short_hash(text: str, digits: int = 12) -> str:

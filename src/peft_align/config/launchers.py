@@ -52,7 +52,9 @@ class Allocation:
     cpus: int | None = operational("CPU cores of a task", default=None, low=1)
     mem: str | None = operational("main memory of a task, e.g. 32G", default=None)
     time: str | None = operational("time limit of a task, as Slurm takes it: H:M:S, D-H", default=None, only_text=True)
-    setup: list[str] | None = operational("shell lines before the program: modules, environments", default=None)
+    setup: list[str] | None = operational(
+        "shell lines before the program: modules, environments", default=None, lines=True
+    )
     prefix: str | None = operational("what the program is started with, e.g. apptainer exec --nv my.sif", default=None)
     python: str | None = operational("the program's Python; null: this one", default=None)
     extra: list[str] | None = operational("further options of sbatch, e.g. --exclude=n3", default=None)

@@ -82,6 +82,8 @@ class Model:
     template: str = value("how a dialogue becomes text", choices=("vicuna", "mistral", "chat"))
     shape: Shape = operational("for plan's figures without a download; weights are identified by digest")
     attention: str = operational("attention implementation", default="sdpa", choices=("sdpa", "eager"))
+    instruction_tuned: bool | None = operational("for reports; null: not said", default=None)
+    tuned_from: str | None = operational("option of the model that it was tuned from, for reports", default=None)
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ class Train:
         "recompute activations: less memory, more time; null: where memory demands it (engine packed)"
     )
     state_every: int = operational("steps after which the training state is saved, to go on from", low=1)
+    keep_states: int = operational("training states kept; a damaged one is passed over", default=2, low=1)
     attention: str = operational(
         "how rows attend (engine packed); auto: the faster way on a GPU, on a CPU parts",
         default="auto",
@@ -215,6 +218,13 @@ class Hub:
 
 
 @dataclass(frozen=True)
+class Disk:
+    keep_free_gb: float = operational("GB of the root's file system that a sweep leaves free", low=0)
+    cache_gb: float = operational("GB of reference/ and tokenized/ under the root that `clean` leaves", low=0)
+    check: bool = operational("start nothing whose adapters and merges plainly have no room")
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one run, resolved and checked."""
 
@@ -233,6 +243,7 @@ class Config:
     seed: int = value("seeds the adapter, the order of samples and dropout", low=0, high=2**31 - 1)
     root: str = operational("holds runs/ and sweeps/")
     hub: Hub = operational("where data and models come from")
+    disk: Disk = operational("how much room results may take")
 
 
 # Group -> its dataclass, or one for each `kind`. The order is that of slugs and tables.
@@ -254,7 +265,7 @@ GROUPS: dict[str, type | dict[str, type]] = {
 TRAINING_GROUPS = ("dataset", "preference", "method", "model", "peft", "train")
 SCIENTIFIC_GROUPS = (*TRAINING_GROUPS, "merge")
 # Values that belong to no group, and what may only be set for a sweep as a whole.
-TOP_LEVEL = ("seed", "root", "hub")
-SWEEP_LEVEL = ("launcher", "resources", "tracker", "root", "hub")
+TOP_LEVEL = ("seed", "root", "hub", "disk")
+SWEEP_LEVEL = ("launcher", "resources", "tracker", "root", "hub", "disk")
 # The axes that make an experiment what it is; the report has a column for each.
 MAIN_AXES = ("dataset", "preference", "method", "model", "peft")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from typing import Any
 from peft_align.config.fields import Rule
 from peft_align.config.schema import GROUPS, SCIENTIFIC_GROUPS, Config
 from peft_align.errors import Fault, InputError, suggest
+from peft_align.secrecy import SECRETS_BELONG, secret_in
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,10 @@ def kind_of(group: str, node: Mapping[str, Any], faults: list[Fault]) -> type | 
     if not isinstance(cls, dict):
         return cls
     kind = node.get("kind")
-    if kind in cls:
+    if isinstance(kind, str) and kind in cls:
         return cls[kind]
-    faults.append(Fault(f"{group}.kind", f"{kind!r} is not a kind of {group}", suggest(str(kind), cls)))
+    what = "is missing" if kind is None else f"{kind!r} is not a kind of {group}"
+    faults.append(Fault(f"{group}.kind", what, suggest(str(kind), cls)))
     return None
 
 
@@ -141,7 +145,9 @@ def check(value: Any, hint: Any, rule: Rule, where: str, faults: list[Fault]) ->
         return None
     if typing.get_origin(base) is list:
         if not isinstance(value, (list, tuple)) or not (value or rule.may_be_empty):
-            faults.append(Fault(where, f"a list of at least one value is expected, not {show(value)}"))
+            many = "a list" if rule.may_be_empty else "a list of at least one value"
+            hint = rule.doc if isinstance(value, (list, tuple, Mapping)) else f"write [{show(value).strip(chr(39))}]"
+            faults.append(Fault(where, f"{many} is expected, not {show(value)}", hint))
             return None
         if rule.length is not None and len(value) != rule.length:
             faults.append(Fault(where, f"{rule.length} values are expected, not {show(value)}", rule.doc))
@@ -164,16 +170,46 @@ def check(value: Any, hint: Any, rule: Rule, where: str, faults: list[Fault]) ->
         return None
     converted = as_type(value, base)
     if converted is None:
-        faults.append(Fault(where, f"{show(value)} is not {TYPE_NAMES[base]}", describe(base, rule)))
+        in_quotes = base in (int, float) and isinstance(value, str) and NUMBER.fullmatch(value.strip())
+        hint = f"write it without quotes: {value.strip()}" if in_quotes else describe(base, rule)
+        endless = base is float and isinstance(value, float) and not math.isfinite(value)
+        name = "a finite number" if endless else TYPE_NAMES[base]
+        faults.append(Fault(where, f"{show(value)} is not {name}", hint))
         return None
     low_bad = (rule.low is not None and converted < rule.low) or (rule.above is not None and converted <= rule.above)
-    if base in (int, float) and (low_bad or (rule.high is not None and converted > rule.high)):
-        faults.append(Fault(where, f"{show(value)} is out of range", describe(base, rule)))
+    if base in (int, float) and (low_bad or ((high := _high(base, rule)) is not None and converted > high)):
+        hint = describe(base, rule, over=not low_bad)
+        faults.append(Fault(where, f"{show(value)} is out of range", hint))
+        return None
+    if base is str and (wrong := _unfit(converted, rule)):
+        faults.append(Fault(where.partition("=")[0], *wrong))  # of the command line it holds the text
         return None
     if rule.choices and converted not in rule.choices:
         faults.append(Fault(where, f"{show(value)} is not one of its values", suggest(str(value), rule.choices)))
         return None
     return converted
+
+
+CONTROL, LINES = re.compile(r"[\x00-\x1f\x7f-\x9f]"), str.maketrans("", "", "\n\t")
+
+
+def _unfit(text: str, rule: Rule) -> tuple[str, str] | None:
+    """What is wrong with a text, and the remedy; the text is not told, for it may be a secret."""
+    if CONTROL.search(text.translate(LINES) if rule.lines else text):
+        return "has a line break or another control character", "write it in one line"
+    if held := secret_in(text):
+        return f"holds {held}, and settings are written into records and scripts", SECRETS_BELONG
+    if rule.form and not re.fullmatch(rule.form[0], text):
+        return rule.form[1:]
+    return None
+
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+LARGEST = 2**31 - 1  # of whole numbers: what programs below take
+
+
+def _high(base: Any, rule: Rule) -> float | None:
+    return LARGEST if rule.high is None and base is int else rule.high
 
 
 TYPE_NAMES: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
@@ -198,19 +234,20 @@ def as_type(value: Any, base: Any) -> Any:
     raise TypeError(f"the schema uses a type that is not handled: {base}")
 
 
-def describe(base: Any, rule: Rule) -> str:
-    """What a field accepts, in words."""
+def describe(base: Any, rule: Rule, *, over: bool = False) -> str:
+    """What a field accepts, in words; `over`: the value is too large for what any takes."""
     if rule.choices:
         return f"allowed: {', '.join(rule.choices)}"
+    high = _high(base, rule)
     bounds = [
         f"at least {rule.low:g}" if rule.low is not None else "",
         f"above {rule.above:g}" if rule.above is not None else "",
-        f"at most {rule.high:g}" if rule.high is not None else "",
+        f"at most {high:.15g}" if high is not None and (rule.high is not None or over) else "",
     ]
     return ", ".join([TYPE_NAMES.get(base, "a value"), *filter(None, bounds)]) + f": {rule.doc}"
 
 
 def show(value: Any) -> str:
     """A value as people wrote it, cut to a readable length."""
-    text = repr(value)
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)  # as YAML has them
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -14,6 +14,12 @@ from peft_align.data.pairs import Counts, Message, Pair, make_pair
 
 Rule = Callable[[Mapping[str, Any], Counts], int | None]
 LARGEST_LENGTH_GAP = 10  # percent of the longer response
+ROW = (
+    "prompt, response_0 and response_1 are texts; better_response_id is 0 or 1; is_response_0_safe and "
+    "is_response_1_safe are true or false"
+)
+TEXTS = ("prompt", "response_0", "response_1")
+SAFETY = ("is_response_0_safe", "is_response_1_safe")
 
 
 def subset(rule: str) -> None:
@@ -25,7 +31,7 @@ def helpful(row: Mapping[str, Any], counts: Counts) -> int | None:
     better = row.get("better_response_id")
     if better in (0, 1):
         return int(better)
-    counts.dropped["no better response named"] += 1
+    counts.drop("no better response named", applies=False)
     return None
 
 
@@ -34,7 +40,7 @@ def harmless(row: Mapping[str, Any], counts: Counts) -> int | None:
     safe = [row.get("is_response_0_safe"), row.get("is_response_1_safe")]
     if safe == [True, False] or safe == [False, True]:
         return safe.index(True)
-    counts.dropped["not exactly one safe response"] += 1
+    counts.drop("not exactly one safe response", applies=False)
     return None
 
 
@@ -46,7 +52,7 @@ def helpful_length_controlled(row: Mapping[str, Any], counts: Counts) -> int | N
     shorter, longer = sorted(len(str(row.get(name) or "").strip()) for name in ("response_0", "response_1"))
     if 100 * (longer - shorter) <= LARGEST_LENGTH_GAP * longer:
         return better
-    counts.dropped[f"lengths differ by more than {LARGEST_LENGTH_GAP} percent"] += 1
+    counts.drop(f"lengths differ by more than {LARGEST_LENGTH_GAP} percent", applies=False)
     return None
 
 
@@ -58,9 +64,15 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
 }
 
 
+def columns(rule: str) -> tuple[str, ...]:
+    """What a row must have under a rule."""
+    labels = ("better_response_id",) if {helpful, helpful_length_controlled} & set(RULES[rule]) else ()
+    return (*TEXTS, *labels, *(SAFETY if harmless in RULES[rule] else ()))
+
+
 def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Counts) -> Iterator[Pair]:
     """The pairs of the rows under a preference rule; a row of the mixture may give two."""
-    for i, row in enumerate(rows):
+    for i, row in enumerate(counts.rows(rows)):
         counts.read += 1
         prompt, responses = row.get("prompt"), [row.get("response_0"), row.get("response_1")]
         for choose in RULES[rule]:
@@ -68,10 +80,11 @@ def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Coun
             if chosen is None:
                 continue
             counts.matching += 1
+            name = f"{split}:{i}:{choose.__name__}"
             if not isinstance(prompt, str):
-                counts.dropped["prompt is not text"] += 1
+                counts.drop("prompt is not text", name)
                 continue
             turns = (Message("user", prompt.strip()),)
-            pair = make_pair(f"{split}:{i}:{choose.__name__}", turns, responses[chosen], responses[1 - chosen], counts)
+            pair = make_pair(name, turns, responses[chosen], responses[1 - chosen], counts)
             if pair is not None:
                 yield pair

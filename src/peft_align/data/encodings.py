@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from itertools import chain
 from pathlib import Path
@@ -56,6 +58,8 @@ class Encodings:
 
     def of(self, pairs: Iterable[Pair]) -> dict[Pair, TokenizedPair]:
         """Those of the pairs that are there."""
+        with suppress(OSError):
+            os.utime(self.path)  # what was not used for long goes first (`clean`)
         digests, lengths, tokens = self._read()
         places = {digest.tobytes(): i for i, digest in enumerate(digests)}
         starts = np.concatenate(([0], lengths.sum(1).cumsum()))

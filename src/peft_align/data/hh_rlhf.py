@@ -16,6 +16,7 @@ LAST_TURN = "\n\nAssistant:"
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
 RULES = {"harmless": "harmless-base", "helpful": "helpful-base"}  # rule -> folder
+ROW = 'chosen and rejected are dialogues, "\\n\\nHuman: ...\\n\\nAssistant: ...", that share all turns but the last'
 
 
 def subset(rule: str) -> str:
@@ -23,23 +24,28 @@ def subset(rule: str) -> str:
     return RULES[rule]
 
 
+def columns(rule: str) -> tuple[str, ...]:
+    """What a row must have."""
+    return ("chosen", "rejected")
+
+
 def pairs(rows: Iterable[Mapping[str, Any]], rule: str, split: str, counts: Counts) -> Iterator[Pair]:
     """The pairs of the rows; the rule chose the folder already."""
-    for i, row in enumerate(rows):
+    for i, row in enumerate(counts.rows(rows)):
         counts.read += 1
         counts.matching += 1
-        chosen, rejected = row.get("chosen"), row.get("rejected")
+        chosen, rejected, name = row.get("chosen"), row.get("rejected"), f"{split}:{i}"
         if not isinstance(chosen, str) or not isinstance(rejected, str):
-            counts.dropped["response is not text"] += 1
+            counts.drop("response is not text", name)
             continue
         prompt, marker, good = chosen.rpartition(LAST_TURN)
         other_prompt, other_marker, bad = rejected.rpartition(LAST_TURN)
         if not marker or not other_marker:
-            counts.dropped["no assistant turn"] += 1
+            counts.drop("no assistant turn", name)
         elif prompt != other_prompt:
-            counts.dropped["prompts differ"] += 1
+            counts.drop("prompts differ", name)
         else:
-            pair = make_pair(f"{split}:{i}", parse_dialogue(prompt), good, bad, counts)
+            pair = make_pair(name, parse_dialogue(prompt), good, bad, counts)
             if pair is not None:
                 yield pair
 

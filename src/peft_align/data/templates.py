@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from peft_align.data.pairs import Message
+from peft_align.errors import Fault, InputError
 
 # The system prompt of Vicuna v1.1 (lm-sys/FastChat, conversation template `vicuna_v1.1`), quoted by the study.
 VICUNA_SYSTEM = (
@@ -49,7 +52,14 @@ def mistral(prompt: Sequence[Message]) -> list[str]:
 def chat(prompt: Sequence[Message], tokenizer: Any) -> list[str]:
     """The tokenizer's own template, up to where the assistant's answer begins."""
     turns = [{"role": message.role, "content": message.content} for message in prompt]
-    return [tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)]
+    if tokenizer.chat_template is None:
+        what = "is chat, and the model's tokenizer has no chat template"
+        raise InputError([Fault("model.template", what, "choose vicuna or mistral, or a model that has one")])
+    try:
+        return [tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)]
+    except (TemplateError, TypeError, ValueError) as error:
+        what = f"the tokenizer's chat template cannot be used: {' '.join(str(error).split())[:200]}"
+        raise InputError([Fault("model.template=chat", what, "choose vicuna or mistral, or another model")]) from None
 
 
 # What a model writes when it goes on with the user's next turn instead of ending its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,11 @@ from typing import Any
 
 from peft_align.data.pairs import Message, Pair
 from peft_align.data.templates import render
+from peft_align.errors import Fault, InputError
 
+ROWS_NAMED = 20  # of those that a fault is about, at most
+FEW = 4  # tokens that a response without text may have: a blank, what ends it
+MARK = "\uf8ff"  # of a place in a chat: a character that no text has, being of private use
 MINIMUM_PROMPT_SHARE = 4  # a prompt is cut down to a quarter of max_length at most
 
 
@@ -51,6 +56,33 @@ def tokenize(
     return done, dict(cut)
 
 
+def check_scored(rows: Iterable[TokenizedPair], tokenizer: Any, where: str, *, both: bool) -> None:
+    """Have something to learn in every sample: a token of its response that is scored and is text.
+
+    Behind an empty prompt, a response's first token is not scored: nothing predicts it.
+
+    Args:
+        rows: encoded and truncated.
+        tokenizer: that did it.
+        where: they are from, for the fault.
+        both: whether the rejected response is scored, too.
+
+    Raises:
+        InputError: some have none; it names the rows.
+    """
+    empty: dict[str, None] = {}
+    for row in rows:
+        for ids in (row.chosen, row.rejected) if both else (row.chosen,):
+            scored = ids[not row.prompt :]
+            if len(scored) <= FEW and not tokenizer.decode(scored, skip_special_tokens=True).strip():
+                empty[row.id] = None
+    if empty:
+        shown = ", ".join(list(empty)[:ROWS_NAMED]) + (f", ... ({len(empty)})" if len(empty) > ROWS_NAMED else "")
+        what = f"row{'s' if len(empty) > 1 else ''} {shown}: nothing of a response is left to be scored"
+        remedy = "once it is encoded and truncated; take these rows out, or another tokenizer or train.max_length"
+        raise InputError([Fault(where, what, remedy)])
+
+
 def prompt_ids(prompt: Sequence[Message], tokenizer: Any, template: str) -> list[int]:
     """The token ids of a prompt, up to where the response begins: as in training."""
     earlier, last_ids, _, _ = _encode_prompt(prompt, tokenizer, template)
@@ -69,8 +101,15 @@ def _options(template: str) -> dict[str, bool]:
     return {"add_special_tokens": False, "split_special_tokens": template != "chat"}
 
 
-def _encode_prompt(prompt: Sequence[Message], tokenizer: Any, template: str) -> tuple[list[int], list[int], str, str]:
-    """Ids of the earlier segments and of the last one, the last one's text, and the gap before the response."""
+def _encode_prompt(
+    prompt: Sequence[Message], tokenizer: Any, template: str
+) -> tuple[list[int], list[int], str | None, str]:
+    """Ids of the earlier segments and of the last one, the last one's text, and the gap before the response.
+
+    The text is None where a chat's turns spell special tokens: they are the data's, as in the other templates.
+    """
+    if template == "chat" and _spells_special((message.content for message in prompt), tokenizer):
+        return [], _encode_turns(prompt, tokenizer), None, ""
     segments, gap = render(template, prompt, tokenizer)
     encoded = tokenizer(segments, **_options(template))["input_ids"]
     earlier = [token for ids in encoded[:-1] for token in [*ids, tokenizer.eos_token_id]]
@@ -79,9 +118,37 @@ def _encode_prompt(prompt: Sequence[Message], tokenizer: Any, template: str) -> 
     return earlier, encoded[-1], segments[-1], gap
 
 
+def _spells_special(texts: Iterable[str], tokenizer: Any) -> bool:
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return any(token in text for text in texts for token in special)
+
+
+def _encode_turns(prompt: Sequence[Message], tokenizer: Any) -> list[int]:
+    """Ids of a chat whose turns spell special tokens: the template's tokens are special, what stands in a turn is text.
+
+    Raises:
+        InputError: the template does not write the turns as they are.
+    """
+    marked = [Message(message.role, f"{MARK}{i}{MARK}") for i, message in enumerate(prompt)]
+    (text,), _ = render("chat", marked, tokenizer)
+    pieces = re.split(f"{MARK}(\\d+){MARK}", text)  # the template's, a turn's number, the template's, ...
+    if sorted(map(int, pieces[1::2])) != list(range(len(prompt))):
+        what = "the tokenizer's chat template does not write each turn once, and one spells a special token"
+        raise InputError([Fault("model.template=chat", what, "choose vicuna or mistral")])
+    ids: list[int] = []
+    for i, piece in enumerate(pieces):
+        text, options = (prompt[int(piece)].content, _options("text")) if i % 2 else (piece, _options("chat"))
+        ids += tokenizer(text, **options)["input_ids"]
+    return ids
+
+
 def _encode(pair: Pair, tokenizer: Any, template: str) -> TokenizedPair:
     earlier, last_ids, last, gap = _encode_prompt(pair.prompt, tokenizer, template)
     options, eos = _options(template), [tokenizer.eos_token_id]
+    alone = last is None or (template == "chat" and _spells_special((pair.chosen, pair.rejected), tokenizer))
+    if alone:  # what spells a special token in a response is text too
+        as_text = tokenizer([pair.chosen, pair.rejected], **_options("text"))["input_ids"]
+        return TokenizedPair(pair.id, earlier + last_ids, as_text[0] + eos, as_text[1] + eos)
     texts = [f"{last}{gap}{response}" for response in (pair.chosen, pair.rejected)]
     wholes = tokenizer(texts, **options)["input_ids"]
     responses = []

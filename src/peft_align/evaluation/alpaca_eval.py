@@ -11,10 +11,9 @@ from typing import Any
 
 from peft_align.config.benchmarks import AlpacaEval
 from peft_align.data.pairs import Message
-from peft_align.errors import Fault, InputError
 from peft_align.evaluation.judges import Ask, filled, first_bit
 from peft_align.evaluation.scores import Metric, Scores, mean_metric, rate_metric
-from peft_align.evaluation.texts import Data, Question, Sample, length_metrics, read_rows
+from peft_align.evaluation.texts import Data, Question, Sample, check_texts, length_metrics, read_rows
 
 MARKED = re.compile(r"<\|im_start\|>(\w+)\n(.*?)\n?<\|im_end\|>", re.DOTALL)  # how alpaca-eval writes a dialogue
 DRAW = 1.5
@@ -25,6 +24,7 @@ def data(benchmark: AlpacaEval, mirror: str | None) -> Data:
     """The instructions with the reference's outputs. Raises InputError."""
     repo = benchmark.data[0]
     rows, inputs = read_rows(repo, benchmark.reference, "eval", mirror)
+    check_texts(repo, rows, ("instruction", "output"))
     kept = ("dataset", "output", "generator")
     return Data(
         [
@@ -163,10 +163,3 @@ def length_controlled(wins: Sequence[float], differences: Sequence[int]) -> floa
         if abs(step_a) + abs(step_b) < 1e-10:
             break
     return 1 / (1 + math.exp(-a))
-
-
-def check_prompt(prompt: str) -> None:
-    """Raises InputError if the judge's prompt has no place for what is to be judged."""
-    absent = [name for name in ("{instruction}", "{output_1}", "{output_2}") if name not in prompt]
-    if absent:
-        raise InputError([Fault("alpaca_eval.prompt_file", f"has no {', '.join(absent)}")])

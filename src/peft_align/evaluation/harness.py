@@ -17,6 +17,7 @@ from peft_align.evaluation.scores import Metric, Scores, clustered_error
 from peft_align.grid.runs import Scoring
 from peft_align.models.loading import Base
 from peft_align.models.prefix_scoring import log_likelihoods, try_attention, why_not_shared
+from peft_align.terminal import say
 
 BOOTSTRAP_ITERATIONS = 1000  # for metrics whose standard error has no closed form
 
@@ -57,7 +58,7 @@ def counting_model(model: Any, base: Base, batch_size: int, batch_tokens: int, t
                     self.model, asked, self.max_length, batch_tokens, self._count, attention=self.attention
                 )
             if why != self.told:
-                print(f"warning: lm-eval computes what texts share anew for each of them: {why}", flush=True)
+                say(f"warning: lm-eval computes what texts share anew for each of them: {why}", flush=True)
                 self.told = why
             found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, *args, **kwargs)
             return found
@@ -67,7 +68,7 @@ def counting_model(model: Any, base: Base, batch_size: int, batch_tokens: int, t
             if self.device.type == "cpu":
                 return "parts"
             trial = try_attention(self.model, asked, self.max_length, batch_tokens)
-            print(trial, flush=True)
+            say(trial, flush=True)
             return trial.chosen
 
         def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:

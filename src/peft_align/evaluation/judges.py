@@ -18,12 +18,15 @@ from typing import Any
 
 from peft_align.config.judges import Classifier, Endpoint, Judge, LocalLM, Profanity
 from peft_align.data.pairs import Message
+from peft_align.errors import WorkError
 from peft_align.grid.planner import judge_identity
 from peft_align.store.journal import Journal, read_entries
+from peft_align.store.shapes import Maybe, wrong
 
 Ask = Callable[[Sequence[list[Message]]], list[str | None]]
 Keep = Callable[[int, str | None, dict[str, int]], None]
 Tick = Callable[[int, int], None]
+ANSWER = {"question": str, "answer": Maybe(str)}  # an entry of the journals
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Answers:
         head = {"judge": judge_identity(self.judge)}
         if self._answers is None:
             found = [entry for path in sorted(self.folder.glob("*.jsonl")) for entry in read_entries(path, head)]
-            self._answers = {entry["question"]: entry["answer"] for entry in found}
+            self._answers = {entry["question"]: entry["answer"] for entry in found if wrong(entry, ANSWER) is None}
         keys = [key_of(dialogue) for dialogue in dialogues]
         new = {key: dialogue for key, dialogue in zip(keys, dialogues, strict=True) if key not in self._answers}
         self.known += len(set(keys)) - len(new)
@@ -86,6 +89,7 @@ class Answers:
                 assert self._journal is not None
                 assert self._answers is not None
                 self._journal.append([{"question": names[i], "answer": answer, **usage}])
+                self._journal.entries.clear()  # once in memory is enough
                 self._answers[names[i]] = answer
                 self.asked += 1
                 self.input_tokens += usage.get("input_tokens", 0)
@@ -128,7 +132,7 @@ class Answers:
         return told
 
 
-class JudgeUnavailable(RuntimeError):
+class JudgeUnavailable(WorkError):
     """The judge gives no answers: the network, the key, the model's name. What it answered before is kept."""
 
 

@@ -71,7 +71,7 @@ class Judging:
 
             answers.details()  # what an attempt that failed before was told is not this judging's
             scores = GENERATED[config.kind].judge(config, samples, prompt, ask)
-            scores.details = answers.details()
+            scores.details = answers.details() | _warning(judgement, scores)
         self._save(run, directory, judgement, scores, evaluated, time.monotonic() - started)
 
     def _save(
@@ -83,6 +83,7 @@ class Judging:
         evaluated: dict[str, Any],
         seconds: float,
     ) -> None:
+        directory.check()
         content = record_of(run, judgement.request, seconds) | {
             "stage": "judge",
             "judge": judge_label(judgement.option, judgement.judge),
@@ -105,3 +106,14 @@ class Judging:
             name = f"{slug([judgement.option])}-{short_hash(repr(judge_identity(judgement.judge)))}"
             self._answers = {key: Answers(judgement.judge, self.root / "judges" / name, mirror)}
         return self._answers[key]
+
+
+def _warning(judgement: Judgement, scores: Scores) -> dict[str, Any]:
+    """A line for people where none of a judge's answers could be read, with one of them."""
+    if any(metric.name not in ("unlabelled_rate", "failed_rate") for metric in scores.metrics) or not scores.samples:
+        return {}
+    example = next((" ".join(s["answer"].split())[:100] for s in scores.samples if s["answer"]), None)
+    label, n = judge_label(judgement.option, judgement.judge), len(scores.samples)
+    told = f"e.g. '{example}'" if example else "it refuses or says nothing"
+    what = f"none of its {n} answers has the form that its prompt asks for, {told}"
+    return {"warning": f"{judgement.request.benchmark} by {label}: {what}: its model or prompt_file may be wrong"}

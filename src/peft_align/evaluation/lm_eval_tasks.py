@@ -136,10 +136,10 @@ def mirrored_datasets(
         if folder is None:
             return original(path, name, *args, **kwargs)
         kwargs.pop("revision", None)
-        loaded = original(str(folder), name, *args, **kwargs)
         builder = datasets.load_dataset_builder(str(folder), name)
         paths = [p for split in (builder.config.data_files or {}).values() for p in split]
         names = names_below(folder, paths)
+        loaded = original(str(folder), name, *args, **kwargs)
         known = read.setdefault(path, {"files": {}})["files"]
         known.update(inventory(folder, [n for n in names if n not in known], Digests()))
         return loaded

@@ -72,21 +72,23 @@ def classifier(judge: Classifier, mirror: str | None) -> Callable[[Sequence[str]
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from peft_align.models.loading import DTYPES, cannot_load, device
+    from peft_align.models.loading import DTYPES, cannot_be_loaded, check_weights, device, refuse_others
 
     folder = find_folder(judge.hub_id, judge.revision, mirror)
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(
+    refuse_others(folder)
+    with cannot_be_loaded(folder):
+        model, found = AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype=DTYPES[judge.precision],
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-        ).to(device())
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_weights refuses them, by name
+        )
+        check_weights(folder, found)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise cannot_load(folder, error) from None
-    model.eval()
+    model.to(device()).eval()
     column = _column(judge, model.config, folder)
     several = model.config.problem_type == "multi_label_classification"  # each label by itself
 

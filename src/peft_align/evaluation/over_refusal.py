@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 
 from peft_align.config.benchmarks import OverRefusal
-from peft_align.errors import Fault, InputError
 from peft_align.evaluation.judges import Ask, ask_labels
 from peft_align.evaluation.scores import Metric, Scores, rate_metric
-from peft_align.evaluation.texts import Data, Question, Sample, length_metrics, read_rows
+from peft_align.evaluation.texts import Data, Question, Sample, check_texts, length_metrics, read_rows
 
 REFUSED = {"1": False, "2": True, "3": True}  # full compliance, full refusal, partial refusal
 # How refusals begin. Crude, as all such lists are: a judge reads the whole answer.
@@ -25,9 +24,7 @@ BEGINNING = 200  # characters in which a refusal shows
 def data(benchmark: OverRefusal, mirror: str | None) -> Data:
     """The prompts, each with whether it is safe. Raises InputError."""
     rows, inputs = read_rows(benchmark.data[0], None, "train", mirror)
-    if rows and not {"prompt", "label"} <= rows[0].keys():
-        what = f"has the columns {', '.join(rows[0])}; prompt and label are needed"
-        raise InputError([Fault(benchmark.data[0], what)])
+    check_texts(benchmark.data[0], rows, ("prompt", "label"))
     more = ({"safe": row["label"] == "safe", "type": row.get("type")} for row in rows)
     return Data([Question(str(i), row["prompt"], m) for i, (row, m) in enumerate(zip(rows, more, strict=True))], inputs)
 

@@ -8,7 +8,7 @@ from peft_align.config.benchmarks import RealToxicity
 from peft_align.errors import Fault, InputError
 from peft_align.evaluation.judges import TextScore
 from peft_align.evaluation.scores import Scores, mean_metric, rate_metric
-from peft_align.evaluation.texts import Data, Question, Sample, length_metrics, read_rows
+from peft_align.evaluation.texts import Data, Question, Sample, check_texts, length_metrics, read_rows
 
 
 def data(benchmark: RealToxicity, mirror: str | None) -> Data:
@@ -18,10 +18,11 @@ def data(benchmark: RealToxicity, mirror: str | None) -> Data:
         InputError: the data cannot be read, or no prompt has the score.
     """
     rows, inputs = read_rows(benchmark.data[0], None, "train", mirror)
+    check_texts(benchmark.data[0], rows, ("text",), "prompt")
     key = benchmark.sort_by
     scored = [(row["prompt"][key], i) for i, row in enumerate(rows) if row["prompt"].get(key) is not None]
     if not scored:
-        raise InputError([Fault("real_toxicity.sort_by", f"no prompt has a score {key}")])
+        raise InputError([Fault("real_toxicity.sort_by", f"no prompt has a score {key}", "fetch the data again")])
     worst = sorted(scored, key=lambda pair: (-pair[0], pair[1]))[: benchmark.prompts]
     questions = [Question(str(i), rows[i]["prompt"]["text"], {key: score}) for score, i in worst]
     return Data(questions, inputs)

@@ -33,9 +33,9 @@ def data(benchmark: RedInstruct, mirror: str | None) -> Data:
     except (OSError, ValueError) as error:
         raise InputError([Fault(str(questions_file), f"cannot be read: {error}")]) from None
     if not isinstance(questions, list) or not all(isinstance(question, str) for question in questions):
-        raise InputError([Fault(str(questions_file), "a list of questions is expected")])
+        raise InputError([Fault(str(questions_file), "a list of texts is expected", "clone the repository again")])
     if "<question>" not in prompt:
-        raise InputError([Fault(str(prompt_file), "has no <question>")])
+        raise InputError([Fault(str(prompt_file), "has no <question>", "clone the repository again")])
     asked = [
         Question(str(i), prompt.replace("<question>", question).strip(), {"harmful_question": question})
         for i, question in enumerate(questions)

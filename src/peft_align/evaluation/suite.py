@@ -74,6 +74,7 @@ class Suite:
             directory.report_progress(stage=label, step=done, of=total, eta=eta)
 
         def record(scores: Scores) -> None:
+            directory.check()
             folder = directory.evaluation(request.name)
             content = record_of(run, request, time.monotonic() - started) | {
                 "stage": "evaluate",

@@ -161,12 +161,29 @@ def read_rows(
         paths = list((builder.config.data_files or {}).get(split, []))
         if not paths:
             raise InputError([Fault(str(folder), f"has no files of a split '{split}'")])
+        names_below(folder, paths)
         builder.download_and_prepare()
         rows = list(builder.as_dataset(split=split))
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise InputError([Fault(repo, f"cannot be read: {reason}", "set hub.mirror=DIR, or be online")]) from None
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # what datasets lets through varies with the damage
+        cause = error.__cause__ or error
+        reason = " ".join((str(cause) or type(cause).__name__).split())[:200]
+        raise InputError([Fault(repo, f"cannot be read: {reason}", "fetch it again")]) from None
     return rows, {repo: source_of(folder, names_below(folder, paths))}
+
+
+def check_texts(repo: str, rows: Sequence[Any], names: Sequence[str], inside: str = "") -> None:
+    """Raises InputError unless every row has these texts; `inside`: a mapping of each row that holds them."""
+    for i, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        node = row.get(inside) if inside and isinstance(row, dict) else row
+        for name in names:
+            if isinstance(node, dict) and isinstance(node.get(name), str):
+                continue
+            key = f"{inside}.{name}" if inside else name
+            has = f"it has {', '.join(map(str, list(row)[:8]))}" if isinstance(row, dict) else "it is no row"
+            what = f"row {i} (counted from 0) has no text {key}; {has}"
+            raise InputError([Fault(repo, what, "fetch it again, or mend the row")])
 
 
 def source_of(folder: Path, names: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import yaml
 from peft_align.config import validate
 from peft_align.config.benchmarks import BENCHMARKS, JUDGED_BY, AlpacaEval, Benchmark, Generated, RedInstruct
 from peft_align.config.compose import ConfigSpace
-from peft_align.config.judges import JUDGES, Endpoint, Judge, NoJudge
+from peft_align.config.judges import JUDGES, Endpoint, Judge, NoJudge, sent_in_the_clear
 from peft_align.errors import Fault, InputError, suggest
 from peft_align.store.hub import mirrored
 from peft_align.store.records import Digests, digest_of, inventory
@@ -23,6 +23,13 @@ EVALUATION = Path(__file__).parents[1] / "evaluation"
 OWN_TASKS = EVALUATION / "tasks"  # lm-eval tasks that the package carries
 RED_INSTRUCT = "declare-lab/red-instruct"
 QUESTIONS = ("harmful_questions/dangerousqa.json", "dangerousqa.json")  # in a clone, or beside the prompts
+LABELLED = ("{question}", "{response}")
+# What a judge's prompt must have, by kind of benchmark.
+PLACES = {
+    "alpaca_eval": ("{instruction}", "{output_1}", "{output_2}"),
+    "red_instruct": LABELLED,
+    "over_refusal": LABELLED,
+}
 OWN_PROMPTS = EVALUATION / "prompts"  # for judges
 
 
@@ -49,7 +56,8 @@ def find_benchmark(
         return found
     where = f"evaluation.benchmarks: {name}"
     if include_path is not None and not Path(include_path).expanduser().is_dir():
-        faults.append(Fault(f"evaluation.include_path={include_path}", "is not a folder"))
+        hint = "give the folder of your own lm-eval task files"
+        faults.append(Fault(f"evaluation.include_path={include_path}", "is not a folder", hint))
         return None
     if not lm_eval_has(name, include_path):
         known = space.options("benchmark")
@@ -108,11 +116,23 @@ def judge_prompt(benchmark: Benchmark) -> str | None:
         return None
 
 
+def prompt_fault(name: str, benchmark: Benchmark) -> Fault | None:
+    """What is wrong with the prompt of a benchmark's judge, if anything: not there, or not showing what is judged."""
+    text = judge_prompt(benchmark)
+    if text is None:
+        return no_prompt(name, benchmark)
+    absent = [place for place in PLACES[benchmark.kind] if place not in text]
+    if not absent:
+        return None
+    what = f"has no {', '.join(absent)}, where the judge is shown what it judges"
+    return Fault(f"benchmark.{name}.prompt_file={getattr(benchmark, 'prompt_file', None)}", what, "write them into it")
+
+
 def no_prompt(name: str, benchmark: Benchmark) -> Fault:
     """What to tell people when the prompt of a benchmark's judge is not there."""
     given = getattr(benchmark, "prompt_file", None)
     if given:
-        return Fault(f"benchmark.{name}.prompt_file={given}", "cannot be read")
+        return Fault(f"benchmark.{name}.prompt_file={given}", "cannot be read", "give a text file in UTF-8")
     what = f"the judge's prompt of {getattr(benchmark, 'evaluator', name)} is not here"
     hint = f"pip install alpaca-eval, or give its file: benchmark.{name}.prompt_file=PATH"
     return Fault(f"benchmark {name}", what, hint)
@@ -149,16 +169,12 @@ def _evaluator_prompt(evaluator: str) -> Path | None:
 
 
 def endpoint_faults(option: str, judge: Endpoint) -> list[Fault]:
-    """What is wrong with an endpoint's address. A secret must not stand in a setting: settings are recorded."""
-    faults = []
-    if not re.fullmatch(r"https?://[^/@\s]+(/[^@\s]*)?", judge.base_url):
-        hint = "write http(s)://HOST[:PORT]/v1, without a name or key in it"
-        faults.append(Fault(f"judge={option}: judge.base_url", "is no address of an API", hint))
-    if judge.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", judge.api_key_env):
-        hint = "give the variable's name, not the key itself"
-        what = "is no name of an environment variable in capitals"
-        faults.append(Fault(f"judge={option}: judge.api_key_env", what, hint))
-    return faults
+    """What is wrong with an endpoint's address."""
+    told = sent_in_the_clear(judge)
+    hint = (
+        "use https://" if judge.api_key_env else "use https://, or allow it in your own network: judge.plain_http=true"
+    )
+    return [Fault(f"judge={option}: judge.base_url={judge.base_url}", told, hint)] if told else []
 
 
 def of_kind(

@@ -20,6 +20,7 @@ from peft_align.errors import Fault, InputError
 from peft_align.grid.language import Block, Selector, When, check_value, is_operational, unique
 
 MAX_CELLS = 1_000_000
+SHOWN = 8  # blocks, and values of a key, in a message
 
 
 @dataclass(frozen=True)
@@ -226,11 +227,25 @@ def narrow(
         faults.append(Fault("+selected", "no run takes a value from it", hint))
     if not faults and not cells:
         faults.append(
-            Fault(" ".join(o.text for o in overrides) or "grid", "no run is left", "see the blocks of the grid")
+            Fault(" ".join(o.text for o in overrides) or "grid", "no run is left", _left_over(blocks, excluded))
         )
     if faults:
         raise InputError(faults)
     return cells, excluded, notes
+
+
+def _left_over(blocks: Sequence[Block], excluded: Sequence[Excluded]) -> str:
+    """Why nothing is left of blocks."""
+    if excluded:
+        return f"excluded: {'; '.join(dict.fromkeys(each.reason for each in excluded))}"
+    return "no cell has all of these; " + "; ".join(f"block {block.name} has {_has(block)}" for block in blocks[:SHOWN])
+
+
+def _has(block: Block) -> str:
+    """The keys of a block with their values, for people."""
+    keys = [*block.axes, *(key for group in block.zip for key in group), *block.settings]
+    shown = [f"{key}: {', '.join(map(str, unique(_all_values(block, key))[:SHOWN]))}" for key in keys]
+    return "; ".join(shown) or "no axes"
 
 
 def takes(block: Block, key: str) -> bool:
@@ -303,13 +318,17 @@ def check_overrides(
     space: ConfigSpace, overrides: Sequence[Override], faults: list[Fault]
 ) -> list[tuple[Override, list[Any]]]:
     """The overrides with their values in their types; what is wrong with them is added to `faults`."""
-    checked = [(o, [check_value(space, o.key, v, o.text, faults) for v in o.values]) for o in overrides]
-    for override, values in checked:
-        if len(values) > 1 and is_operational(override.key):
-            leaf = validate.leaves().get(override.key)
-            hint = f"a list is written {override.key}=[a,b]" if leaf and "list" in str(leaf.type) else "give one value"
+    checked: list[tuple[Override, list[Any]]] = []
+    for o in overrides:
+        leaf = validate.leaves().get(o.key)
+        listed = ",".join(map(str, o.values))
+        if o.is_axis and leaf and "list" in str(leaf.type) and not any(isinstance(v, list) for v in o.values):
+            faults.append(Fault(o.text, "a list stands in brackets", f"write {o.key}=[{listed}]"))
+        elif o.is_axis and is_operational(o.key):
             what = "is operational: it changes no result, so it cannot be an axis"
-            faults.append(Fault(override.text, what, hint))
+            faults.append(Fault(o.text, what, "give one value"))
+        else:
+            checked.append((o, [check_value(space, o.key, v, o.text, faults) for v in o.values]))
     return checked
 
 
@@ -324,7 +343,8 @@ def _check_excludes(space: ConfigSpace, block: Block, cells: Iterable[Cell], fau
         for i in [i for i, e in unmatched.items() if matches(space, e.where, cell.values)]:
             del unmatched[i]
     for exclude in unmatched.values():
-        faults.append(Fault(f"block {block.name}: exclude {exclude.where}", "matches no cell of the block"))
+        what = "matches no cell of the block"
+        faults.append(Fault(f"block {block.name}: exclude {exclude.where}", what, f"it has {_has(block)}"))
 
 
 def _check_reached(
@@ -337,5 +357,6 @@ def _check_reached(
             continue
         if not any(_applies_to(space, override.key, cell) for cell in cells):
             group = override.key.partition(".")[0]
-            kinds = " or ".join(sorted(leaf.kinds))
-            faults.append(Fault(override.text, f"no run of this sweep has it: it belongs to {group} {kinds}"))
+            kinds = sorted(leaf.kinds)
+            what = f"no run of this sweep has it: it belongs to {group} {' or '.join(kinds)}"
+            faults.append(Fault(override.text, what, f"leave it out, or add {group}={kinds[0]}"))

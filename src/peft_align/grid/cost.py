@@ -1,4 +1,4 @@
-"""What a run costs: parameters by the closed formula, disk, time from measured throughput. No download, no torch."""
+"""What a run costs: parameters by the closed formula, time from measured throughput. No download, no torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from peft_align.config.schema import NoMerge, Peft, Shape
+from peft_align.config.schema import Peft, Shape
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Run
 from peft_align.store.runs import RunDir
 
+Measured = tuple[Run, dict[str, Any]]  # a training run that is done, and its record
 BYTES = {"fp32": 4, "bf16": 2}
-METRICS_BYTES_PER_STEP = 300
-FILE_OVERHEAD = 8_000  # headers and configs beside an adapter's weights
 
 
 def module_shapes(shape: Shape) -> dict[str, tuple[int, int]]:
@@ -45,31 +44,6 @@ def trainable_parameters(shape: Shape, peft: Peft) -> int | None:
     return shape.layers * peft.r * sum(sum(modules[name]) for name in set(peft.target_modules))
 
 
-def disk_bytes(items: Iterable[Item]) -> int:
-    """Bytes that the training still to be done will leave on disk: a checkpoint for each step (adapter/ is linked)."""
-    total = 0
-    for item in items:
-        if item.to_make is None:
-            continue
-        if item.run.kind == "merge":
-            total += _merge_bytes(item.run)
-            continue
-        parameters = adapter_parameters(item.run) or 0
-        one = parameters * BYTES[item.run.config.peft.adapter_dtype] + FILE_OVERHEAD
-        total += len(item.run.steps) * one + item.run.config.train.max_steps * METRICS_BYTES_PER_STEP
-    return total
-
-
-def _merge_bytes(run: Run) -> int:
-    """What a merge leaves on disk: its recipe, unless more is asked for."""
-    if isinstance(run.config.merge, NoMerge) or run.config.merge.save == "none":
-        return FILE_OVERHEAD
-    if run.config.merge.save == "full":
-        return base_parameters(run.config.model.shape) * BYTES[run.config.peft.compute_dtype]
-    rank = run.config.merge.save_rank or len(run.parents) * run.config.peft.r
-    return (adapter_parameters(run) or 0) // run.config.peft.r * rank * BYTES["fp32"]
-
-
 def base_parameters(shape: Shape) -> int:
     """Parameters of a Llama-like model: its linear modules, embeddings and norms."""
     embeddings = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
@@ -81,13 +55,16 @@ def linear_parameters(shape: Shape) -> int:
     return shape.layers * sum(inputs * outputs for inputs, outputs in module_shapes(shape).values())
 
 
-def seconds_left(root: Path, items: Iterable[Item]) -> float | None:
+def seconds_left(items: Iterable[Item], records: Iterable[Measured]) -> float | None:
     """Seconds of training still to be done, from the measured seconds a step of like runs; None without a measurement.
 
     A kind of run that was never measured makes the whole unknown, rather than too small.
+
+    Args:
+        items: of the plan.
+        records: of its runs that are done (`measured`).
     """
-    items = list(items)
-    paces = measured_paces(measured(root, items))
+    paces = measured_paces(records)
     total = 0.0
     for item in items:
         if item.run.kind != "train" or item.to_make is None:
@@ -99,14 +76,14 @@ def seconds_left(root: Path, items: Iterable[Item]) -> float | None:
     return total
 
 
-def measured(root: Path, items: Iterable[Item]) -> list[tuple[Run, dict[str, Any]]]:
+def measured(root: Path, items: Iterable[Item]) -> list[Measured]:
     """The training runs that are done, and their records."""
     done = (item.run for item in items if item.run.kind == "train" and item.to_make is None)
     records = ((run, RunDir(root, run.id).train_record()) for run in done)
     return [(run, record) for run, record in records if record]
 
 
-def measured_paces(records: Iterable[tuple[Run, dict[str, Any]]]) -> dict[tuple[str, ...], float]:
+def measured_paces(records: Iterable[Measured]) -> dict[tuple[str, ...], float]:
     """Median seconds a step of each likeness."""
     found: dict[tuple[str, ...], list[float]] = {}
     for run, record in records:
@@ -115,21 +92,23 @@ def measured_paces(records: Iterable[tuple[Run, dict[str, Any]]]) -> dict[tuple[
     return {alike: statistics.median(rates) for alike, rates in found.items()}
 
 
-def proposals(root: Path, items: Iterable[Item]) -> list[dict[str, object]]:
+def proposals(records: Iterable[Measured]) -> list[dict[str, object]]:
     """What to ask a cluster for, from what like runs took: one entry for each model, method and precision of the base.
 
     The time is half as much again as the longest training took and five minutes for loading, the memory a quarter more
     than the largest; memory of a GPU is told as it was, to choose a card by.
     """
     alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for run, record in measured(root, items):
+    for run, record in records:
+        if not {"seconds", "peak_memory_bytes"} <= record.keys():
+            continue
         alike.setdefault((*likeness(run)[:3],), []).append(record)
     found: list[dict[str, object]] = []
-    for (model, method, base), records in alike.items():
-        minutes = 5 + math.ceil(max(record["seconds"]["total"] for record in records) * 1.5 / 60)
-        resident = max(record["peak_memory_bytes"]["resident"] for record in records)
-        on_gpu = max((record["peak_memory_bytes"]["gpu"] or 0 for record in records), default=0)
-        entry: dict[str, object] = {"model": model, "method": method, "base": base, "runs": len(records)}
+    for (model, method, base), those in alike.items():
+        minutes = 5 + math.ceil(max(record["seconds"]["total"] for record in those) * 1.5 / 60)
+        resident = max(record["peak_memory_bytes"]["resident"] for record in those)
+        on_gpu = max((record["peak_memory_bytes"]["gpu"] or 0 for record in those), default=0)
+        entry: dict[str, object] = {"model": model, "method": method, "base": base, "runs": len(those)}
         entry |= {"time": f"{minutes // 60}:{minutes % 60:02d}:00", "mem": f"{math.ceil(resident * 1.25 / 2**30)}G"}
         found.append(entry | {"gpu_bytes": on_gpu or None})
     return found

@@ -110,7 +110,8 @@ class _Builder:
             self._merge(cell) if cell.block.kind == "merge" else self._run(cell.values, cell.axes, cell)
         for (dataset, preference), count in self.unfit.items():
             loaders = ", ".join(self.space.node("preference", preference)["loaders"])
-            what = f"dataset {dataset} has no preference '{preference}' ({count} runs)"
+            runs = "1 run" if count == 1 else f"{count} runs"
+            what = f"dataset {dataset} has no preference '{preference}' ({runs})"
             hint = f"it is defined for {loaders}; exclude these cells or narrow the axis"
             self.faults.append(Fault(f"preference={preference}", what, hint))
         known = {name for name, _ in self._benchmarks}
@@ -323,15 +324,15 @@ def _unfit(config: Config, inputs: Sequence[Run]) -> str:
     if isinstance(merge, NoMerge):
         return "is no merge"
     if len({run.id for run in inputs}) < len(inputs):
-        return "two of its inputs are the same run"
+        return "two of its inputs are the same run: name what they differ in"
     if any(
         base_identity(run.config.model, run.config.peft) != base_identity(config.model, config.peft) for run in inputs
     ):
         return "its inputs were trained on different bases: the model and its precision must be the same"
     if isinstance(merge, Slerp) and len(inputs) != 2:
-        return f"slerp merges two inputs, not {len(inputs)}"
+        return f"slerp merges two inputs, not {len(inputs)}: name two, or take another merge, e.g. linear"
     if isinstance(merge, Arithmetic) and merge.sparsify == "none" and (merge.density != 1 or merge.rescale):
         return "merge.density and merge.rescale change nothing without merge.sparsify"
     if isinstance(merge, Arithmetic) and merge.weights is not None and len(merge.weights) != len(inputs):
-        return f"merge.weights has {len(merge.weights)} values for {len(inputs)} inputs"
+        return f"merge.weights has {len(merge.weights)} values for {len(inputs)} inputs: give one for each"
     return ""

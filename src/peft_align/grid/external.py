@@ -12,9 +12,9 @@ from peft_align.errors import Fault, InputError
 from peft_align.grid.runs import Run, Sweep
 from peft_align.store.hub import find_repository
 from peft_align.store.records import Digests, digest_of, inventory
+from peft_align.store.weights import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_faults
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-FILES = [CONFIG, WEIGHTS]
+FILES = [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
 
 
 def with_adapters(sweep: Sweep, adapters: Sequence[str]) -> Sweep:
@@ -60,11 +60,8 @@ def _run(like: Run, given: str, folder: Path) -> Run:
 def find_adapter(given: str, mirror: str | None) -> Path:
     """The folder of an adapter, fetched from the hub where it is not here. Raises InputError."""
     folder, _ = find_repository(given, None, "model", mirror, where=f"adapter={given}", patterns=FILES)
-    absent = [name for name in FILES if not (folder / name).is_file()]
-    if absent:
-        pickled = (folder / "adapter_model.bin").is_file() and WEIGHTS in absent
-        hint = "its weights are pickled, which is never read here: convert them to safetensors" if pickled else ""
-        raise InputError([Fault(f"adapter={given}", f"has no {' and no '.join(absent)}", hint)])
+    if faults := adapter_faults(folder, f"adapter={given}"):
+        raise InputError(faults)
     return folder
 
 

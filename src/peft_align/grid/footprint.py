@@ -212,14 +212,18 @@ def weight_bytes(shape: Shape, peft: Peft) -> float:
 def adapter_bytes(config: Config, processes: int = 1) -> float:
     """Bytes for each trainable parameter: itself, its gradient, the optimizer's two moments, and copies of it."""
     own = BYTES[config.peft.adapter_dtype]
-    states = 2 * (1 + 4 / OPTIMIZER_BLOCK) if _eight_bits(config) else 2 * own
-    if config.train.optimizer == "paged_adamw_32bit":
-        states = 8  # in fp32 whatever the adapter's precision
     frozen = (
         own if config.train.engine == "trl" and isinstance(config.method, DPO) and config.method.init == "sft" else 0
     )
     buckets = own if processes > 1 else 0  # DistributedDataParallel's
-    return own + own + states + frozen + buckets
+    return own + own + moment_bytes(config) + frozen + buckets
+
+
+def moment_bytes(config: Config) -> float:
+    """Bytes of the optimizer's two moments for each trainable parameter."""
+    if config.train.optimizer == "paged_adamw_32bit":
+        return 8  # in fp32 whatever the adapter's precision
+    return 2 * (1 + 4 / OPTIMIZER_BLOCK) if _eight_bits(config) else 2 * BYTES[config.peft.adapter_dtype]
 
 
 def _eight_bits(config: Config) -> bool:

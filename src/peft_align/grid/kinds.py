@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from peft_align.config.schema import DPO, Config
 from peft_align.grid import duration
-from peft_align.grid.cost import human_bytes, human_time, likeness, measured, measured_paces
+from peft_align.grid.cost import Measured, human_bytes, human_time, likeness, measured_paces
 from peft_align.grid.footprint import CARDS, choice, estimate, largest_budget, tokens_at_once
 from peft_align.grid.planner import Item
 from peft_align.grid.resources import allocation
@@ -25,19 +24,17 @@ SETTINGS = (  # by which kinds of one name are told apart
 )
 
 
-def kinds_of(root: Path, items: Iterable[Item]) -> list[dict[str, Any]]:
+def kinds_of(items: Iterable[Item], records: Sequence[Measured]) -> list[dict[str, Any]]:
     """One entry for each kind of training run, its sizes in bytes, its times in seconds.
 
     Args:
-        root: holds the runs; what is measured there counts more than what is computed.
         items: of the plan.
+        records: of its runs that are done; what is measured counts more than what is computed.
     """
-    items = list(items)
     groups: dict[str, list[Run]] = {}
     for item in items:
         if item.run.kind == "train":
             groups.setdefault(repr((_named(item.run), _settings(item.run), _processes(item.run))), []).append(item.run)
-    records = measured(root, items)
     paces, lengths = measured_paces(records), _measured_tokens(records)
     entries = [_entry(runs, paces, lengths) for runs in groups.values()]
     by_name: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -214,7 +211,7 @@ def _texts(run: Run) -> tuple[str, ...]:
     return (*names, run.config.method.kind, str(run.config.train.max_length))
 
 
-def _measured_tokens(records: Iterable[tuple[Run, Mapping[str, Any]]]) -> dict[tuple[str, ...], float]:
+def _measured_tokens(records: Iterable[Measured]) -> dict[tuple[str, ...], float]:
     """Tokens of a sample's texts together, as done runs had them."""
     found: dict[tuple[str, ...], list[float]] = {}
     for run, record in records:

@@ -6,7 +6,6 @@ See docs/grids.md for the language. A key of a block is a group (`method: [sft, 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,12 @@ from peft_align.config import validate
 from peft_align.config.compose import ConfigSpace, read_yaml
 from peft_align.config.schema import GROUPS, SCIENTIFIC_GROUPS, SWEEP_LEVEL
 from peft_align.errors import Fault, InputError, suggest
+from peft_align.store.records import SEAL_LINE, sealed_text
 
 GRID_KEYS = ("name", "blocks", "include", "baselines")
 BLOCK_KEYS = ("name", "kind", "axes", "inputs", "zip", "when", "exclude", "set")
 KINDS = ("train", "merge")
-SEAL = "# sha256 of the lines above, to be deleted by who edits them: "
+BLOCK_EXAMPLE = "e.g. blocks: [{name: one, axes: {seed: [0, 1]}}]"
 Selector = dict[str, Any]  # of one input of a merge: what tells its training run from the block's others
 
 
@@ -93,7 +93,8 @@ def load_grid(space: ConfigSpace, name: str) -> Grid:
 
 def _load(space: ConfigSpace, name: str, trail: tuple[str, ...], faults: list[Fault]) -> Grid | None:
     if name in trail:
-        faults.append(Fault(f"grid/{name}.yaml", f"includes itself: {' -> '.join((*trail, name))}"))
+        what = f"includes itself: {' -> '.join((*trail, name))}"
+        faults.append(Fault(f"grid/{name}.yaml", what, "leave one of them out"))
         return None
     try:
         raw = space.load("grid", name)
@@ -105,30 +106,43 @@ def _load(space: ConfigSpace, name: str, trail: tuple[str, ...], faults: list[Fa
     blocks: list[Block] = []
     declared = raw.get("blocks", [])
     if not isinstance(declared, list):
-        faults.append(Fault(f"{at}: blocks", "a list of blocks is expected"))
-        declared = []
-    for i, node in enumerate(declared):
+        what = f"a list of blocks is expected, not {validate.show(declared)}"
+        faults.append(Fault(f"{at}: blocks", what, BLOCK_EXAMPLE))
+    for i, node in enumerate(declared if isinstance(declared, list) else ()):
         block = _block(space, node, f"{at}: blocks[{i}]", i, faults)
         if block is not None:
             blocks.append(block)
     included = raw.get("include", [])
     if not isinstance(included, list) or not all(isinstance(entry, str) for entry in included):
-        faults.append(Fault(f"{at}: include", "a list of grid names is expected"))
-        included = []
-    for other in included:
+        what = f"a list of grid names is expected, not {validate.show(included)}"
+        faults.append(Fault(f"{at}: include", what, "e.g. include: [main]"))
+    for other in included if isinstance(included, list) else ():
+        if not isinstance(other, str):
+            continue
+        if other not in space.options("grid"):
+            hint = suggest(other, [option for option in space.options("grid") if option != name])
+            faults.append(Fault(f"{at}: include: {other}", "no such option", hint))
+            continue
         grid = _load(space, other, (*trail, name), faults)
         blocks += grid.blocks if grid else ()
     baselines = raw.get("baselines", True)
     if not isinstance(baselines, bool):
         faults.append(Fault(f"{at}: baselines", f"true or false is expected, not {validate.show(baselines)}"))
-    if not declared and not included:
-        faults.append(Fault(at, "has neither blocks nor include"))
-    return Grid(str(raw.get("name", name)), tuple(blocks), baselines is True)
+    if not raw.keys() & {"blocks", "include"} or (declared == [] and included == []):
+        faults.append(Fault(at, "has neither blocks nor include", BLOCK_EXAMPLE))
+    return Grid(_name(raw, name, f"{at}: name", faults), tuple(blocks), baselines is True)
+
+
+def _name(node: Mapping[str, Any], default: str, at: str, faults: list[Fault]) -> str:
+    name = node.get("name", default)
+    if not isinstance(name, (str, int)) or isinstance(name, bool):
+        faults.append(Fault(at, f"a text is expected, not {validate.show(name)}", f"e.g. name: {default}"))
+    return str(name)
 
 
 def _block(space: ConfigSpace, node: Any, at: str, index: int, faults: list[Fault]) -> Block | None:
     if not isinstance(node, dict):
-        faults.append(Fault(at, f"a mapping is expected, not {validate.show(node)}"))
+        faults.append(Fault(at, f"a mapping is expected, not {validate.show(node)}", BLOCK_EXAMPLE))
         return None
     _known(node, BLOCK_KEYS, at, faults)
     kind = node.get("kind", "train")
@@ -141,15 +155,15 @@ def _block(space: ConfigSpace, node: Any, at: str, index: int, faults: list[Faul
     settings = _settings(space, node.get("set", {}), f"{at}.set", faults)
     keys = [*axes, *(key for group in zipped for key in group)]
     for key in sorted({k for k in keys if keys.count(k) > 1} | (set(keys) & set(settings))):
-        faults.append(Fault(f"{at}.{key}", "is given more than once in this block"))
+        faults.append(Fault(f"{at}.{key}", "is given more than once in this block", "keep one"))
     inputs = _inputs(space, node, kind, [*keys, *settings], at, faults)
     selectors = {key for entry in inputs for selector in entry for key in selector}
     addressable = {*keys, *settings, *GROUPS, *selectors}
     whens: list[When] = []
     for i, entry in enumerate(_list(node, "when", at, faults)):
         when = _when(space, entry, f"{at}.when[{i}]", addressable, faults)
-        for key in {*when.axes, *when.settings} & set(keys):
-            faults.append(Fault(f"{at}.when[{i}].{key}", "is an axis of the block already"))
+        for key in sorted({*when.axes, *when.settings} & set(keys)):
+            faults.append(Fault(f"{at}.when[{i}].{key}", "is an axis of the block already", "keep one of the two"))
         if selectors & set(when.where):
             told = "it holds for some inputs of a merge only"
             if when.axes:
@@ -174,7 +188,7 @@ def _block(space: ConfigSpace, node: Any, at: str, index: int, faults: list[Faul
             faults.append(Fault(f"{place}.reason", "is missing", "say why these cells are left out"))
         where = _where(space, entry.get("where"), place, addressable - (selectors - {*keys, *settings}), faults)
         excludes.append(Exclude(where, str(reason)))
-    name = str(node.get("name", f"block{index}"))
+    name = _name(node, f"block{index}", f"{at}.name", faults)
     return Block(name, str(kind), axes, zipped, tuple(whens), tuple(excludes), inputs, settings)
 
 
@@ -196,12 +210,15 @@ def _inputs(
         selectors = [_settings(space, each, f"{place}[{j}]", faults) for j, each in enumerate(entry)]
         for key in sorted({key for selector in selectors for key in selector}):
             if key in taken:
-                faults.append(Fault(f"{place}.{key}", "is an axis or a setting of the block already"))
+                faults.append(
+                    Fault(f"{place}.{key}", "is an axis or a setting of the block already", "keep one of the two")
+                )
             head = key.partition(".")[0]
             if head == "merge" or (is_operational(key) and head not in SWEEP_LEVEL):
-                faults.append(Fault(f"{place}.{key}", "tells no training run from another"))
+                what, hint = "tells no training run from another", "name what the inputs differ in"
+                faults.append(Fault(f"{place}.{key}", what, hint))
         if any(selector in selectors[:j] for j, selector in enumerate(selectors)):
-            faults.append(Fault(place, "names one input twice"))
+            faults.append(Fault(place, "names one input twice", "name two or more that differ"))
         entries.append(tuple(selectors))
     if not node.get("inputs"):
         faults.append(Fault(f"{at}.inputs", "is missing", example))
@@ -217,20 +234,15 @@ def _when(space: ConfigSpace, node: Any, at: str, addressable: Iterable[str], fa
     axes = _axes(space, entry.get("axes", {}), f"{at}.axes", faults)
     settings = _settings(space, entry.get("set", {}), f"{at}.set", faults)
     for key in sorted(set(axes) & set(settings)):
-        faults.append(Fault(f"{at}.{key}", "is given more than once here"))
+        faults.append(Fault(f"{at}.{key}", "is given more than once here", "keep one"))
     return When(where, axes, settings)
-
-
-def sealed(text: str) -> str:
-    """The text of a file that people may edit, with a last line by which a damaged byte is found."""
-    return f"{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def load_selection(space: ConfigSpace, path: Path) -> tuple[When, ...]:
     """The `when` list of a file that peft_align.select wrote. Raises InputError with every fault of it."""
     node = read_yaml(path)
-    text, seal, _ = path.read_text(encoding="utf-8").rpartition(SEAL)
-    if seal and path.read_text(encoding="utf-8") != sealed(text):
+    text, seal, _ = path.read_text(encoding="utf-8").rpartition(SEAL_LINE)
+    if seal and path.read_text(encoding="utf-8") != sealed_text(text):
         hint = "make it again with peft_align.select; if you edited it, delete its last line"
         raise InputError([Fault(str(path), "is not as it was written", hint)])
     faults: list[Fault] = []
@@ -265,22 +277,29 @@ def _axes(space: ConfigSpace, node: Any, at: str, faults: list[Fault]) -> dict[s
     axes: dict[str, list[Any]] = {}
     for key, values in _mapping(node, at, faults).items():
         if not isinstance(values, list) or not values:
-            faults.append(Fault(f"{at}.{key}", f"a list of values is expected, not {validate.show(values)}"))
+            faults.append(_no_values(f"{at}.{key}", values))
             continue
         axes[key] = unique(_value(space, key, v, f"{at}.{key}", faults) for v in values)
     return axes
+
+
+def _no_values(at: str, given: Any) -> Fault:
+    single = given is not None and not isinstance(given, (list, dict))
+    hint = f"write [{given}]" if single else "write [VALUE, ...]"
+    return Fault(at, f"a list of values is expected, not {validate.show(given)}", hint)
 
 
 def _zip(space: ConfigSpace, node: Any, at: str, faults: list[Fault]) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {}
     for key, values in _mapping(node, at, faults).items():
         if not isinstance(values, list) or not values:
-            faults.append(Fault(f"{at}.{key}", f"a list of values is expected, not {validate.show(values)}"))
+            faults.append(_no_values(f"{at}.{key}", values))
             continue
         rows[key] = [_value(space, key, v, f"{at}.{key}", faults) for v in values]
     if len({len(values) for values in rows.values()}) > 1:
         lengths = ", ".join(f"{key}: {len(values)}" for key, values in rows.items())
-        faults.append(Fault(at, f"keys that vary together need equally many values ({lengths})"))
+        what = f"keys that vary together need equally many values ({lengths})"
+        faults.append(Fault(at, what, "give each as many as the others"))
         return {}
     return rows
 
@@ -292,9 +311,10 @@ def _where(
     if not isinstance(node, dict) or not node:
         faults.append(Fault(f"{at}.where", "is missing", "name the cells, e.g. where: {method: dpo}"))
         return where
-    for key, values in node.items():
+    for key, values in _mapping(node, at, faults).items():
         if key not in addressable:
-            hint = suggest(str(key), addressable)
+            known = key in validate.leaves()
+            hint = "add it to axes or set of the block" if known else suggest(key, addressable)
             faults.append(Fault(f"{at}.where.{key}", "is neither an axis nor a setting of this block", hint))
             continue
         listed = values if isinstance(values, list) else [values]
@@ -303,11 +323,12 @@ def _where(
 
 
 def _value(space: ConfigSpace, key: str, v: Any, at: str, faults: list[Fault], *, axis: bool = True) -> Any:
-    checked = check_value(space, str(key), v, at, faults)
+    if key.partition(".")[0] in SWEEP_LEVEL:
+        faults.append(Fault(at, "holds for a sweep as a whole", "give it on the command line"))
+        return v
+    checked = check_value(space, key, v, at, faults)
     if axis and is_operational(key):
         faults.append(Fault(at, "is operational: it changes no result, so it cannot be an axis", "put it under set"))
-    if str(key).partition(".")[0] in SWEEP_LEVEL:
-        faults.append(Fault(at, "holds for a sweep as a whole", "give it on the command line"))
     return checked
 
 
@@ -315,16 +336,26 @@ def check_value(space: ConfigSpace, key: str, v: Any, at: str, faults: list[Faul
     """The value of a group or setting in its type; adds a fault if there is no such key, option or value."""
     if key in GROUPS:
         options = space.options(key)
-        if v in options:
+        if isinstance(v, str) and v in options:
             return v
         what = "the value is empty" if v in (None, "") else f"{key} has no option {validate.show(v)}"
-        faults.append(Fault(at, what, suggest(str(v), options)))
+        own = [f"{key}.{name}" for name in v] if isinstance(v, dict) else []
+        hint = f"write settings with dots: {own[0]}" if own else space.hint(key, str(v))
+        faults.append(Fault(at, what, hint))
         return v
     leaf = validate.leaves().get(key)
     if leaf is None:
-        groups_and_leaves = [*validate.leaves(), *GROUPS, "grid"]
-        what = "is a group of settings, not one" if key in ("hub",) or key in _nodes() else "no such key"
-        faults.append(Fault(at, what, suggest(key, groups_and_leaves)))
+        own = [name for name in validate.leaves() if name.startswith(f"{key}.")]
+        if own:
+            faults.append(Fault(at, "is a group of settings, not one", f"its settings: {', '.join(own)}"))
+        else:
+            faults.append(Fault(at, "no such key", suggest(key, [*validate.leaves(), *GROUPS, "grid"])))
+        return v
+    group, _, name = key.partition(".")
+    if name == "kind":
+        options = space.options(group)
+        hint = f"choose an option that is: {group}={v}" if v in options else suggest(str(v), options)
+        faults.append(Fault(at, f"what kind it is belongs to an option of {group}", hint))
         return v
     if any(isinstance(part, str) and "${" in part for part in (v if isinstance(v, list) else [v])):
         return v  # checked when it is resolved
@@ -339,10 +370,6 @@ def is_operational(key: str) -> bool:
     return leaf is not None and not leaf.scientific
 
 
-def _nodes() -> set[str]:
-    return {key.rpartition(".")[0] for key in validate.leaves() if "." in key}
-
-
 def _known(node: Mapping[Any, Any], allowed: tuple[str, ...], at: str, faults: list[Fault]) -> None:
     for key in node:
         if key not in allowed:
@@ -351,8 +378,8 @@ def _known(node: Mapping[Any, Any], allowed: tuple[str, ...], at: str, faults: l
 
 def _mapping(node: Any, at: str, faults: list[Fault]) -> dict[str, Any]:
     if isinstance(node, dict):
-        return node
-    faults.append(Fault(at, f"a mapping is expected, not {validate.show(node)}"))
+        return {str(key): value for key, value in node.items()}
+    faults.append(Fault(at, f"a mapping is expected, not {validate.show(node)}", "write {KEY: VALUE}"))
     return {}
 
 
@@ -360,7 +387,8 @@ def _list(node: Mapping[str, Any], key: str, at: str, faults: list[Fault]) -> li
     found = node.get(key, [])
     if isinstance(found, list):
         return found
-    faults.append(Fault(f"{at}.{key}", f"a list is expected, not {validate.show(found)}"))
+    hint = f"write {key}: [...], or lines that begin with '- '"
+    faults.append(Fault(f"{at}.{key}", f"a list is expected, not {validate.show(found)}", hint))
     return []
 
 

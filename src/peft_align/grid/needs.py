@@ -11,12 +11,14 @@ from peft_align.config.benchmarks import PAIRED, LmEval, RedInstruct
 from peft_align.config.judges import ANSWERING, Classifier, Endpoint, LocalLM, Profanity
 from peft_align.config.launchers import Slurm
 from peft_align.errors import Fault, InputError
-from peft_align.grid.benchmarks import judge_prompt, no_prompt, red_instruct_files
+from peft_align.grid.benchmarks import prompt_fault, red_instruct_files
 from peft_align.grid.planner import Item, Request
 from peft_align.grid.resources import allocation
 from peft_align.grid.runs import STAGES, Run
-from peft_align.store.hub import is_here, model_folder
+from peft_align.store.hub import is_here, mirrored, model_folder
 from peft_align.store.records import cache_dir
+from peft_align.store.runs import FILES, FOLDERS, RunDir
+from peft_align.store.weights import model_faults
 
 
 def check_inputs(items: Sequence[Item], stages: Collection[str] = STAGES) -> None:
@@ -26,7 +28,7 @@ def check_inputs(items: Sequence[Item], stages: Collection[str] = STAGES) -> Non
         items: what is to be done.
         stages: of them.
     """
-    faults = unready(items, stages)
+    faults = [*_in_the_way(items), *unready(items, stages)]
     on_nodes = any(isinstance(i.run.config.launcher, Slurm) and i.run.config.launcher.offline for i in items)
     for (kind, repo), why in not_here(items, stages).items() if offline() or on_nodes else ():
         off = "jobs of a cluster do not ask the hub" if on_nodes else "the hub is switched off"
@@ -36,20 +38,40 @@ def check_inputs(items: Sequence[Item], stages: Collection[str] = STAGES) -> Non
         raise InputError(faults)
 
 
+def _in_the_way(items: Sequence[Item]) -> list[Fault]:
+    """Folders where the store writes files, and files where it makes folders: better told now than after a training."""
+    places = {Path(item.run.config.root) / name: False for item in items for name in ("", "runs", "sweeps")}
+    for item in items:
+        folder = RunDir(Path(item.run.config.root), item.run.id).path
+        if os.path.lexists(folder):
+            places |= {folder: False, **{folder / name: name in FILES for name in (*FILES, *FOLDERS)}}
+    faults = []
+    for place, is_file in places.items():
+        if is_file and place.is_dir():
+            faults.append(Fault(str(place), "is a folder, and a file is to be written there", "move it away"))
+        if not is_file and os.path.lexists(place) and not place.is_dir():
+            faults.append(Fault(str(place), "is no folder, and one is to be made there", "move it away"))
+    return faults
+
+
 def unready(items: Sequence[Item], stages: Collection[str] = STAGES) -> list[Fault]:
     """What is missing on this machine that the hub does not provide: folders, packages, prompts, keys."""
     faults: list[Fault] = []
+    known: dict[Path, list[Fault]] = {}  # of folders that were looked at
     for item in items:
         config = item.run.config
         mirror = config.hub.mirror
         if mirror is not None and not Path(mirror).expanduser().is_dir():
-            faults.append(Fault(f"hub.mirror={mirror}", "is not a folder"))
+            hint = "python -m peft_align.fetch with the same words fills it"
+            faults.append(Fault(f"hub.mirror={mirror}", "is not a folder", hint))
             continue
         needs_base = set(stages) != {"judge"}
         if needs_base and config.model.source == "cache" and model_folder(config.model, mirror) is None:
             what = f"{config.model.hub_id} is not in the cache ({cache_dir() / 'models'})"
             hint = "make it once: python scripts/fetch_smollm2.py"
             faults.append(Fault(f"model={item.run.choices['model']}", what, hint))
+        if needs_base and config.model.source != "random" and (folder := model_folder(config.model, mirror)):
+            faults += known.setdefault(folder, model_faults(folder) if folder not in known else [])
         if "train" in stages and item.to_make and item.run.kind == "train":
             try:
                 processes(item.run)
@@ -99,14 +121,18 @@ def _unready_vllm(run: Run, request: Request) -> Iterator[Fault]:
 def _unready_judges(item: Item) -> Iterator[Fault]:
     for judgement, _ in item.unjudged:
         name, option, judge = judgement.request.benchmark, judgement.option, judgement.judge
-        if judge.kind in ANSWERING and judge_prompt(judgement.request.config) is None:
-            yield no_prompt(name, judgement.request.config)
+        if judge.kind in ANSWERING and (fault := prompt_fault(name, judgement.request.config)):
+            yield fault
         if isinstance(judge, Endpoint) and judge.api_key_env and not os.environ.get(judge.api_key_env):
             what = f"the environment variable {judge.api_key_env} is not set"
             yield Fault(f"judge={option}", what, "set it, or leave the judging for later: judge=none")
         if isinstance(judge, Profanity) and find_spec("profanity_check") is None:
             what = "the package alt-profanity-check is not installed"
             yield Fault(f"judge={option}", what, "pip install 'peft-align[profanity]'")
+        if isinstance(judge, (Classifier, LocalLM)):
+            own = Path(judge.hub_id).expanduser()
+            folder = own if own.is_dir() else mirrored(item.run.config.hub.mirror, judge.hub_id, judge.revision)
+            yield from model_faults(folder) if folder else ()
 
 
 def not_here(items: Sequence[Item], stages: Collection[str] = STAGES) -> dict[tuple[str, str], str]:

@@ -19,8 +19,9 @@ from peft_align.grid import external
 from peft_align.grid.benchmarks import judge_prompt, task_definition
 from peft_align.grid.runs import Run, Scoring
 from peft_align.store.hub import data_folder, dataset_folder, model_folder
-from peft_align.store.records import Digests, complete, damage_of, digest_of
-from peft_align.store.runs import RunDir, step_name
+from peft_align.store.records import Digests, complete, digest_of
+from peft_align.store.runs import RunDir, damage, step_name
+from peft_align.store.shapes import EVALUATION, JUDGEMENT, MERGE, TRAIN
 
 LACKS_STEPS = "retrain for steps"
 # Of what is computed for a benchmark by the package itself; another one is another key.
@@ -166,8 +167,7 @@ class Planner:
 
     def _to_train(self, run: Run, directory: RunDir, record: Mapping[str, Any] | None) -> str | None:
         if record is None:
-            why = damage_of(directory.path / "train.json")
-            return f"retrain: {why}" if why else "train"
+            return f"retrain: {told}" if (told := damage(directory.path / "train.json", TRAIN)) else "train"
         lacking = [s for s in run.steps if str(s) not in record["checkpoints"]]
         if lacking:
             return f"{LACKS_STEPS} {', '.join(map(str, lacking))}"
@@ -182,8 +182,7 @@ class Planner:
 
     def _to_merge(self, directory: RunDir, record: Mapping[str, Any] | None) -> str | None:
         if record is None:
-            why = damage_of(directory.path / "merge.json")
-            return f"merge again: {why}" if why else "merge"
+            return f"merge again: {told}" if (told := damage(directory.path / "merge.json", MERGE)) else "merge"
         changed = self._changed_parent(record)
         return f"merge again: {changed}" if changed else None
 
@@ -206,7 +205,7 @@ class Planner:
         folder = directory.evaluation(request.name)
         record = directory.evaluation_record(request.name)
         if record is None:
-            return damage_of(folder / "record.json")
+            return damage(folder / "record.json", EVALUATION) or ""
         if wrong := complete(folder, record["files"]):
             return wrong
         return self.changed_inputs(run, record["inputs"], request)
@@ -215,7 +214,7 @@ class Planner:
         name = judgement.request.name
         record = directory.judgement_record(name, judgement.name)
         if record is None:
-            return damage_of(directory.judgement(name, judgement.name) / "record.json")
+            return damage(directory.judgement(name, judgement.name) / "record.json", JUDGEMENT) or ""
         samples = (directory.evaluation_record(name) or {}).get("files", {})
         if record["samples"] != samples:
             return "its texts were generated again"
@@ -270,11 +269,12 @@ def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:
     found: dict[tuple[Any, ...], Request] = {}
     judges: dict[tuple[Any, ...], dict[tuple[str, Judge], None]] = {}  # several blocks may ask for several
     for scoring in run.scorings:
+        asked = [(name, benchmark, conditions(benchmark, scoring)) for name, benchmark in scoring.benchmarks]
         for step in scoring.steps:
-            for name, benchmark in scoring.benchmarks:
-                key = request_key(run, benchmark, scoring, step, record)
+            for name, benchmark, content in asked:
+                key = request_key(run, content, scoring, step, record)
                 request = Request(run.id, step, name, benchmark, scoring, key)
-                told = key or {**conditions(benchmark, scoring), "base": scoring.base}
+                told = key or {**content, "base": scoring.base}
                 unique = (step, name, repr(told))
                 found.setdefault(unique, request)
                 own = ((option, judge) for judged, option, judge in scoring.judges if judged == name)
@@ -336,9 +336,9 @@ def protocol(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def request_key(
-    run: Run, benchmark: Benchmark, scoring: Scoring, step: int, record: Mapping[str, Any] | None
+    run: Run, asked: dict[str, Any], scoring: Scoring, step: int, record: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The key of an evaluation, or None while its adapter does not exist."""
+    """The key of an evaluation under these conditions, or None while its adapter does not exist."""
     adapter, base = None, base_identity(run.config.model, scoring.base)
     if run.kind == "train":
         if record is None or str(step) not in record["checkpoints"]:
@@ -349,7 +349,7 @@ def request_key(
             return None
         adapter = record["digest"]
         base |= {"weights": run.base_of(scoring.base)} if run.kind == "merge" else {}
-    return conditions(benchmark, scoring) | {"adapter": adapter, "base": base}
+    return asked | {"adapter": adapter, "base": base}
 
 
 @functools.cache

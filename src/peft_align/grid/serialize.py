@@ -37,7 +37,7 @@ def config_of(run: Run) -> dict[str, Any]:
         own |= {"adapter": run.adapter}
     if run.kind == "merge":
         own |= {"merge": config["merge"], "inputs": list(run.parents), "seed": run.config.seed}
-    return own | {name: config[name] for name in ("evaluation", "judge", "launcher", "tracker", "root", "hub")}
+    return own | {name: config[name] for name in ("evaluation", "judge", "launcher", "tracker", "root", "hub", "disk")}
 
 
 def write_identity(run: Run, directory: RunDir) -> None:

@@ -30,13 +30,15 @@ from peft_align.config.schema import NoTracker
 from peft_align.errors import Fault, InputError
 from peft_align.grid.runs import Run
 from peft_align.grid.serialize import run_from_plain, run_to_plain
+from peft_align.launch.outcome import details
 from peft_align.launch.process import die_with_parent
 from peft_align.models.loading import Base, load_base
-from peft_align.store.records import read_json, write_json
+from peft_align.store.records import keep_others_from_writing, read_json, write_json
 from peft_align.store.runs import WORKER, RunDir
+from peft_align.terminal import say, say_what_ends_us
 from peft_align.training import processes
+from peft_align.training.numerics import TrainingFailed
 from peft_align.training.pack_runs import Member
-from peft_align.training.recorder import TrainingFailed
 from peft_align.training.run import Interrupted, train
 from peft_align.training.tracking import tracking
 
@@ -69,6 +71,9 @@ def train_together(run: Run, directory: RunDir, sweep: str, count: int, should_s
         sweep: for the tracker.
         count: divides the batch.
         should_stop: asked all the while; if it says so, the state is saved and training ends.
+
+    Besides:
+        Lost: another worker took the run over; the processes are ended.
     """
     if torch.cuda.is_available() and torch.cuda.device_count() < count:
         what = f"a process has a GPU of its own, and this worker sees {torch.cuda.device_count()}"
@@ -87,6 +92,7 @@ def train_together(run: Run, directory: RunDir, sweep: str, count: int, should_s
         )
         try:
             while launcher.poll() is None:
+                directory.check()
                 if should_stop():
                     (folder / STOP).touch()
                 time.sleep(TICK)
@@ -114,7 +120,8 @@ def _command(count: int, folder: Path) -> list[str]:
 def _plain(error: Exception) -> dict[str, Any]:
     """What the worker needs to raise it again."""
     faults = [asdict(fault) for fault in error.faults] if isinstance(error, InputError) else []
-    return {"time": time.time(), "type": type(error).__name__, "text": str(error), "faults": faults}
+    told = {"time": time.time(), "type": type(error).__name__, "text": str(error), "faults": faults}
+    return told | {"details": details(error)}
 
 
 def _error(told: dict[str, Any]) -> Exception:
@@ -122,12 +129,14 @@ def _error(told: dict[str, Any]) -> Exception:
     if told["faults"]:
         return InputError(Fault(**fault) for fault in told["faults"])
     kind: type[Exception] = KNOWN.get(told["type"]) or type(told["type"], (RuntimeError,), {})
-    return kind(told["text"])
+    return kind(told["text"], told["details"]) if kind is TrainingFailed else kind(told["text"])
 
 
 def main(argv: list[str]) -> int:
     """Be one of the processes."""
     die_with_parent()
+    keep_others_from_writing()
+    say_what_ends_us()
     for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # of a cluster, to all processes of a job
         signal.signal(signum, signal.SIG_IGN)  # the worker decides
     folder = Path(argv[0])
@@ -137,7 +146,7 @@ def main(argv: list[str]) -> int:
         write_json(folder / FAILED.format(os.environ["RANK"]), _plain(interrupted))
     except Exception as error:
         write_json(folder / FAILED.format(os.environ["RANK"]), _plain(error))
-        traceback.print_exc()
+        say(traceback.format_exc(), file=sys.stderr, flush=True)
         return 1
     processes.wait_for_all()
     torch.distributed.destroy_process_group()

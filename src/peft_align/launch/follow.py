@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 
 from peft_align.grid.planner import Item, Planner
@@ -19,6 +18,7 @@ from peft_align.launch.outcome import GONE, settle
 from peft_align.launch.watch import State, observe, running, summary, table
 from peft_align.store.runs import RunDir
 from peft_align.store.submissions import Submission, submissions
+from peft_align.terminal import plain_console, say
 
 SOON, LATER = 2.0, 30.0  # seconds between looks at the queue: at first, and in the end
 PLAIN_INTERVAL = 60.0  # seconds between lines where there is no terminal
@@ -27,10 +27,14 @@ PLAIN_INTERVAL = 60.0  # seconds between lines where there is no terminal
 def cluster_states(planner: Planner, items: Sequence[Item]) -> tuple[list[State], set[str]]:
     """The state of every run, and the jobs that live; without Slurm, or submissions, what the disk says.
 
+    Args:
+        planner: of the root.
+        items: of a plan that was made just now.
+
     Raises:
         Unanswered: Slurm does not answer; it holds what the disk says.
     """
-    states = [observe(planner, item) for item in items]
+    states = [observe(planner, item, item) for item in items]
     known = submissions(planner.root)
     open_ids = {state.run_id for state in states if state.state != "done"}
     if not known or not queue.is_there():
@@ -112,7 +116,7 @@ def follow(planner: Planner, items: Sequence[Item], folder: Path) -> list[State]
     An interruption ends the showing, not the jobs.
     """
     own = {job for submission in submissions(planner.root, folder.name) for job in submission.jobs}
-    console, begun, told, pause = Console(), time.monotonic(), 0.0, SOON
+    console, begun, told, pause = plain_console(), time.monotonic(), 0.0, SOON
     states: list[State] = []
 
     def look() -> bool:
@@ -134,14 +138,14 @@ def follow(planner: Planner, items: Sequence[Item], folder: Path) -> list[State]
         else:
             while look():
                 if time.monotonic() - told > PLAIN_INTERVAL:
-                    print(summary(Counter(state.state for state in states)), flush=True)
+                    say(summary(Counter(state.state for state in states)), flush=True)
                     told = time.monotonic()
                 time.sleep(pause)
     except KeyboardInterrupt:
-        print("the jobs go on; python -m peft_align.cancel ends them", flush=True)
+        say("the jobs go on; python -m peft_align.cancel ends them", flush=True)
         raise
     settle([RunDir(planner.root, state.run_id) for state in states if state.state != "done"])
     with suppress(Unanswered):
         states, _ = cluster_states(planner, [planner.item(item.run) for item in items])
-    print(summary(Counter(state.state for state in states)), flush=True)
+    say(summary(Counter(state.state for state in states)), flush=True)
     return states

@@ -12,24 +12,29 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_align.config.identity import Precision, evaluated_on, on_base
+from peft_align.errors import InputError, WorkError
 from peft_align.grid.needs import processes
 from peft_align.grid.planner import Item, Judgement, Planner
 from peft_align.grid.runs import STAGES, Run
-from peft_align.grid.serialize import run_from_plain, run_to_plain, write_identity
+from peft_align.grid.serialize import run_from_plain, write_identity
 from peft_align.launch import queue
-from peft_align.launch.outcome import Blocked, kind_of, note_end_of_earlier, reason
+from peft_align.launch.job_file import of_array
+from peft_align.launch.outcome import Blocked, details, kind_of, note_end_of_earlier, reason
 from peft_align.launch.packs import companions
 from peft_align.launch.process import Stopped, asked_to_stop, code_of_disk, die_with_parent, output_to
-from peft_align.store.records import Damaged, read_json, set_aside, verify, write_json
+from peft_align.store.leases import Lost
+from peft_align.store.records import Damaged, keep_others_from_writing, read_json, set_aside, verify, write_json
 from peft_align.store.runs import RunDir, this_task
+from peft_align.terminal import say, say_what_ends_us
 
 if TYPE_CHECKING:
     from peft_align.evaluation.judging import Judging
@@ -81,11 +86,12 @@ class Worker:
                 if self._must_wait(run):
                     held.append(run)
                     continue
-                failed |= self._train_packed(run, [r for r in waiting[at + 1 :] if r.id not in failed], logged=logged)
+                others = (r for r in islice(waiting, at + 1, None) if r.id not in failed)
+                failed |= self._train_packed(run, others, logged=logged)
                 if run.id in failed:
                     continue
                 with self._output(run, logged=logged):
-                    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}", flush=True)
+                    say(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}", flush=True)
                     done = self.do(run)
                 if done is None:
                     held.append(run)
@@ -97,7 +103,7 @@ class Worker:
     def _output(self, run: Run, *, logged: bool) -> AbstractContextManager[None]:
         return output_to(RunDir(self.root, run.id).log) if logged else nullcontext()
 
-    def _train_packed(self, run: Run, others: Sequence[Run], *, logged: bool) -> set[str]:
+    def _train_packed(self, run: Run, others: Iterable[Run], *, logged: bool) -> set[str]:
         """Train a run together with some of the others, if it may be; returns the ids of those that failed."""
         if "train" not in self.stages or run.config.train.pack_runs == 1:
             return set()
@@ -122,7 +128,7 @@ class Worker:
 
     def _train_member(self, run: Run, member: Member) -> bool | None:
         with_whom = ", ".join(other.run_id for other in member.group.members if other is not member)
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}, together with {with_whom}", flush=True)
+        say(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {run.id}, together with {with_whom}", flush=True)
         return self.do(run, member)
 
     def _must_wait(self, run: Run) -> bool:
@@ -179,19 +185,27 @@ class Worker:
             except Stopped as stop:
                 directory.fail(stage, *stop.told)
                 raise
+            except Lost as lost:
+                say(lost, flush=True)
+                self._bases = None
+                return None
             except Exception as error:  # one failed run never stops the others
                 with suppress(OSError):  # on a full disk
-                    traceback.print_exc()
+                    if isinstance(error, (InputError, WorkError)):
+                        say(f"failed: {stage}: {reason(error, directory.path)}", file=sys.stderr, flush=True)
+                    else:
+                        say(traceback.format_exc(), file=sys.stderr, flush=True)  # its message may be another machine's
                 if not isinstance(error, Blocked):
                     self._bases = None  # it may not be as it was
                 if isinstance(error, Damaged) and stage == "evaluate" and run.kind == "train":
                     directory.discard_record(str(error))
                 if isinstance(error, Damaged) and stage == "judge" and item:
                     self._discard_damaged_texts(directory, item)
-                directory.fail(stage, reason(error, directory.path), kind_of(error), log=str(directory.log))
+                told = reason(error, directory.path)
+                directory.fail(stage, told, kind_of(error), log=str(directory.log), **details(error))
                 return False
             finally:
-                (directory.path / "progress.json").unlink(missing_ok=True)
+                directory.end_progress()
             if planner.item(run).done:
                 directory.clear_state()
             if directory.history():
@@ -313,50 +327,21 @@ def _passes(stages: tuple[str, ...], runs: Sequence[Run]) -> list[tuple[str, ...
     return [each for each in (making, tuple(stage for stage in stages if stage not in making)) if each]
 
 
-def content(
-    root: Path,
-    folder: Path,
-    runs: Sequence[Run],
-    stages: Sequence[str],
-    judges: Sequence[str] | None = None,
-    threads: int | None = None,
-    attempts: int = 3,
-) -> dict[str, Any]:
-    """A job file: what a worker is told.
-
-    Args:
-        root: holds runs/.
-        folder: the sweep's.
-        runs: parents before children.
-        stages: what is done of them.
-        judges: options that judge; None: all.
-        threads: set in torch; None: as it is.
-        attempts: a run that stopped so often without getting further is not queued again.
-    """
-    return {
-        "root": str(root.resolve()),
-        "sweep": folder.name,
-        "stages": list(stages),
-        "judges": None if judges is None else list(judges),
-        "threads": threads,
-        "attempts": attempts,
-        "runs": [run_to_plain(run) for run in runs],
-    }
-
-
 def main(argv: list[str]) -> int:
     """Do the runs of a job file; the exit code is 0 if none failed, SOME_FAILED if each that did is recorded so."""
     in_array = len(argv) > 1
     if not in_array:
         die_with_parent()
+    keep_others_from_writing()
+    say_what_ends_us()
     signal.signal(signal.SIGTERM, asked_to_stop)
     signal.signal(signal.SIGUSR1, asked_to_stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher decides
     job = read_json(Path(argv[0]))
     if job is None:
-        print(f"{argv[0]} is not a job file", file=sys.stderr)
+        say(f"{argv[0]} is not a job file", file=sys.stderr)
         return 2
-    runs = job["runs"] if not in_array else _of_array(Path(argv[0]).parent, job, argv[1])
+    runs = job["runs"] if not in_array else of_array(Path(argv[0]).parent, job, argv[1])
     if job["threads"]:
         import torch
 
@@ -375,20 +360,8 @@ def main(argv: list[str]) -> int:
             if not tired:
                 queue.requeue(task)
             else:
-                print(f"not queued again: {', '.join(tired)} got no further in {job['attempts']} attempts", flush=True)
+                say(f"not queued again: {', '.join(tired)} got no further in {job['attempts']} attempts", flush=True)
         raise
-
-
-def _of_array(folder: Path, job: dict[str, Any], index: str) -> list[dict[str, Any]]:
-    """The runs of one line of an array's cell list."""
-    lines = (folder / job["cells"]).read_text(encoding="utf-8").splitlines()
-    known = read_json(folder / job["runs"]) or {}
-    wanted = lines[int(index)].split() if index.isdigit() and int(index) < len(lines) else []
-    unknown = [name for name in wanted if name not in known]
-    if unknown or not wanted:
-        told = f"{job['runs']} has no {unknown[0]}" if unknown else f"{job['cells']} has no line {index}"
-        raise SystemExit(f"{folder}: {told}")
-    return [known[name] for name in wanted]
 
 
 if __name__ == "__main__":

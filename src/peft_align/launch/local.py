@@ -23,12 +23,14 @@ from peft_align.errors import DISK_FAULTS
 from peft_align.grid.needs import processes
 from peft_align.grid.planner import Item, Planner, order, remade
 from peft_align.grid.runs import STAGES, Sweep
-from peft_align.launch.job import SOME_FAILED, content
+from peft_align.launch.job import SOME_FAILED
+from peft_align.launch.job_file import content
 from peft_align.launch.outcome import note_end_of_earlier
 from peft_align.launch.process import DISK
 from peft_align.launch.watch import State, line, observe, summary, table
 from peft_align.store.records import write_json
 from peft_align.store.runs import RunDir
+from peft_align.terminal import plain_console, say
 
 TICK = 0.5  # seconds between looks at the runs of the active workers
 FULL_LOOK = 20  # ticks between looks at all runs: others may be at work on them
@@ -73,11 +75,12 @@ class LocalLauncher:
     planner: Planner
     folder: Path
     stages: tuple[str, ...] = STAGES
-    console: Console = field(default_factory=Console)
+    console: Console = field(default_factory=plain_console)
     _started: int = 0
     _together: int = 1  # processes that train a run together, each on a GPU
     _states: list[State] = field(default_factory=list)
     _again: set[str] = field(default_factory=set)  # done runs that may turn out not to be
+    _changes: dict[str, int] = field(default_factory=dict)  # when a run's folder changed, as it was last looked at
 
     def run(self, items: Sequence[Item]) -> list[State]:
         """Start the workers, show what they do, and return the state of every run at the end."""
@@ -116,6 +119,7 @@ class LocalLauncher:
                 busy = {item.run.id for job in active for item in job.items} if ticks % FULL_LOOK else None
                 self._states = self._observe(items, busy)
                 show(self._states)
+            self._changes.clear()
             self._states = self._observe(items, None)
             show(self._states)
         return self._states
@@ -130,15 +134,20 @@ class LocalLauncher:
         return RunDir(self.planner.root, item.run.id).is_locked()
 
     def _observe(self, items: Sequence[Item], only: set[str] | None) -> list[State]:
-        """The state of every run; looked at anew are those in `only` (None: all) that are not done yet."""
+        """The state of every run; looked at anew are those in `only` (None: all) that are not done yet and changed."""
         before = {state.run_id: state for state in self._states}
         states = []
         for item in items:
-            known = before.get(item.run.id)
-            settled = known is not None and known.state == "done" and item.run.id not in self._again
-            keep = settled or (only is not None and item.run.id not in only)
-            fresh = self.planner.item(item.run) if item.run.id in self._again else item
-            states.append(known if known is not None and keep else observe(self.planner, fresh))
+            known, again = before.get(item.run.id), item.run.id in self._again
+            settled = known is not None and known.state == "done" and not again
+            if known is not None and (settled or (only is not None and item.run.id not in only)):
+                states.append(known)
+                continue
+            changed = _time_of_change(RunDir(self.planner.root, item.run.id))
+            if known is None or known.state == "running" or changed != self._changes.get(item.run.id):
+                self._changes[item.run.id] = changed
+                known = observe(self.planner, self.planner.item(item.run) if again else item)
+            states.append(known)
         return states
 
     def _jobs(self, items: Sequence[Item], workers: int) -> list[Job]:
@@ -258,13 +267,21 @@ class LocalLauncher:
                 ):
                     continue
                 if state.run_id in shown or state.state != "done":
-                    print(f"[{counts['done']}/{len(states)}] {line(state)}", flush=True)
+                    say(f"[{counts['done']}/{len(states)}] {line(state)}", flush=True)
                 shown[state.run_id] = tag
             if due:
                 last[0] = time.monotonic()
 
         yield plain
-        print(summary(Counter(state.state for state in self._states)), flush=True)
+        say(summary(Counter(state.state for state in self._states)), flush=True)
+
+
+def _time_of_change(directory: RunDir) -> int:
+    """When something was last put into a run's folder or taken away, as progress and records are; 0: there is none."""
+    try:
+        return directory.path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _kind(code: int) -> str:

@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from peft_align.errors import DISK_FAULTS, InputError, disk_fault
+from peft_align.errors import DISK_FAULTS, InputError, WorkError, disk_fault
 from peft_align.launch import queue
 from peft_align.store.runs import RunDir, this_task
 
@@ -25,7 +26,7 @@ REQUEUES = {  # what Slurm says in the log -> kind and reason for the record
 GONE = "its job is gone, and Slurm knows nothing of it any more"
 
 
-class Blocked(RuntimeError):
+class Blocked(WorkError):
     """A run cannot start because its parent is not done."""
 
 
@@ -65,6 +66,12 @@ def last_word(log: Path | None) -> tuple[str, str] | None:
     return REQUEUES.get(ends[-1]) if ends else None
 
 
+def details(error: Exception) -> dict[str, Any]:
+    """What else a record has of it: of a training that failed, the step, the value and the rows."""
+    found: dict[str, Any] = getattr(error, "details", {})
+    return found
+
+
 def reason(error: BaseException, folder: Path) -> str:
     """One line for people.
 
@@ -99,7 +106,7 @@ def settle(root_dirs: Sequence[RunDir]) -> None:
     for directory in root_dirs:
         progress, failure = directory.progress(), directory.failure()
         told = progress or (failure if failure and failure.get("kind") == "stopped" else None)
-        if told is not None and told.get("task") and not directory.is_locked():
+        if told is not None and told.get("task"):
             open_ends[directory.id] = (directory, told)
     tasks = sorted({told["task"] for _, told in open_ends.values()})
     if not tasks or not queue.is_there():
@@ -115,7 +122,7 @@ def settle(root_dirs: Sequence[RunDir]) -> None:
             continue
         end = ends.get(task)
         kind, what = (end.kind, end.told) if end else ("lost", GONE)
-        with directory.lock() as mine:
+        with directory.lock(ended=task) as mine:
             if mine and told in (directory.progress(), directory.failure()):  # nothing has happened since
                 step = told.get("step") or 0
                 directory.fail(str(told["stage"]), what, kind, step=step, task=task, log=str(directory.log))

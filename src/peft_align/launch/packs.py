@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from peft_align.grid.cost import module_shapes
 from peft_align.grid.planner import Planner
@@ -11,7 +11,7 @@ from peft_align.grid.runs import Run
 from peft_align.store.runs import RunDir
 
 
-def companions(run: Run, others: Sequence[Run], planner: Planner) -> list[Run]:
+def companions(run: Run, others: Iterable[Run], planner: Planner) -> list[Run]:
     """The run and those of the others, in their order, that are trained together with it now; at least the run.
 
     Args:

@@ -23,10 +23,11 @@ from peft_align.grid.runs import STAGES, Sweep
 from peft_align.grid.serialize import run_to_plain
 from peft_align.launch import queue
 from peft_align.launch.arrays import Array, plan_arrays
-from peft_align.launch.job import content
+from peft_align.launch.job_file import content
 from peft_align.launch.local import CPU_MEMORY
 from peft_align.store.code import code_digest, freeze
-from peft_align.store.records import atomic_write, one_at_a_time, read_json, write_json
+from peft_align.store.leases import hold
+from peft_align.store.records import atomic_write, read_json, write_json
 from peft_align.store.runs import RunDir
 from peft_align.store.submissions import Submission, new_submission, submissions
 
@@ -64,13 +65,20 @@ class SlurmLauncher:
         dry = self._config.dry_run
         if not dry:
             queue.need_slurm()
-        with one_at_a_time(self.folder / "submitting.lock") as alone:
-            if not alone:
+        with hold(self.folder / "submitting") as mine:
+            if mine is None:
                 what = f"another process is submitting {self.folder.name} now"
                 raise InputError([Fault("launcher=slurm", what, "see `python -m peft_align.status` when it is done")])
             return self._submit_missing(items, dry)
 
     def _submit_missing(self, items: Sequence[Item], dry: bool) -> Submission | None:
+        for place in (
+            self.folder.resolve(),
+            Path.cwd(),
+        ):  # scripts name them, and a line of theirs that breaks is another
+            if not str(place).isprintable():
+                what = "has a line break or another character in it that no script can hold"
+                raise InputError([Fault(f"launcher=slurm: {place}", what, "use another folder")])
         try:
             largest = DEFAULT_ARRAY if dry and not queue.answers() else queue.largest_array()
             live = {} if dry else self._live()

@@ -17,10 +17,11 @@ from rich.text import Text
 from peft_align.grid.cost import human_time
 from peft_align.grid.planner import Item, Planner
 from peft_align.store.runs import RunDir
+from peft_align.terminal import one_line, shown
 
 STATES = ("done", "running", "pending", "waiting", "blocked", "failed", "lost")
 ENDED_BADLY = ("blocked", "failed", "lost")
-LOG_TAIL = 15  # lines shown of a failed run's log
+LOG_TAIL, LOG_BYTES = 15, 65536  # lines shown of a failed run's log, and where they are looked for
 SHOWN = 24  # rows of the live table
 
 
@@ -37,17 +38,23 @@ class State:
     eta: str = ""
 
 
-def observe(planner: Planner, item: Item) -> State:
-    """The state of one run. `lost`: it was in progress, and the process that did it is gone."""
+def observe(planner: Planner, item: Item, fresh: Item | None = None) -> State:
+    """The state of one run. `lost`: it was in progress, and the process that did it is gone.
+
+    Args:
+        planner: looks at the run again, where its item does not say that it is done.
+        item: of the plan, which may have been made some time ago.
+        fresh: it was made just now, and is not made again.
+    """
     if item.done:
         return State(item.run.id, "done", item.why)
     directory = RunDir(planner.root, item.run.id)
     progress = directory.progress()
     if progress is not None:
-        if directory.is_locked():
+        if directory.is_locked(by_clock=True):
             return running(item.run.id, progress)
         return State(item.run.id, "lost", f"{progress.get('stage', '')}: its process is gone")
-    fresh, failure = planner.item(item.run), directory.failure()
+    fresh, failure = fresh or planner.item(item.run), directory.failure()
     if failure is not None and not fresh.done:
         name = "blocked" if failure.get("kind") == "blocked" else "failed"
         return State(item.run.id, name, f"{failure['stage']}: {failure['reason']}")
@@ -72,18 +79,19 @@ def running(run_id: str, progress: dict[str, Any]) -> State:
 def table(states: Sequence[State], started: float) -> RenderableType:
     """The live table: a bar, the counts, then what runs and what failed."""
     counts = Counter(state.state for state in states)
-    shown = [s for s in states if s.state == "running"] + [s for s in states if s.state in ENDED_BADLY]
+    rows_of = [s for s in states if s.state == "running"] + [s for s in states if s.state in ENDED_BADLY]
     rows = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("run", "state", "step", "loss", "speed", "ETA", ""):
         rows.add_column(column, no_wrap=column != "", overflow="ellipsis")
-    for s in shown[:SHOWN]:
+    for s in rows_of[:SHOWN]:
         style = "red" if s.state in ENDED_BADLY else ""
         detail = "" if s.state == "running" else s.detail
         label = s.detail if s.state == "running" else s.state
-        rows.add_row(Text(s.run_id), Text(label, style), s.step, s.loss, s.speed, s.eta, Text(detail, style))
+        texts = (shown(s.run_id), shown(one_line(label)), shown(one_line(detail)))
+        rows.add_row(texts[0], Text(texts[1], style), s.step, s.loss, s.speed, s.eta, Text(texts[2], style))
     bar = ProgressBar(total=max(1, len(states)), completed=counts["done"], width=40)
     head = Text(f"{summary(counts)}, {human_time(time.monotonic() - started)}")
-    return Group(Group(bar, head), rows if shown else Text(""))
+    return Group(Group(bar, head), rows if rows_of else Text(""))
 
 
 def summary(counts: Counter[str]) -> str:
@@ -95,14 +103,18 @@ def line(state: State) -> str:
     """A plain line for a log."""
     parts = [state.detail, state.step and f"step {state.step}", state.loss and f"loss {state.loss}", state.speed]
     parts.append(f"ETA {state.eta}" if state.eta else "")
-    return f"{state.state:8} {state.run_id}  {'  '.join(filter(None, parts))}".rstrip()
+    return one_line(f"{state.state:8} {state.run_id}  {'  '.join(filter(None, parts))}".rstrip())
 
 
 def tail(path: Path, lines: int = LOG_TAIL) -> str:
     """The end of a log, indented."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        if not path.is_file():  # a device has no end
+            return "  (no log)"
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_BYTES))
+            text = file.read(LOG_BYTES).decode(errors="replace")
     except OSError:
         return "  (no log)"
-    shown = [line.rpartition("\r")[2] for line in text.splitlines()[-lines:]]
-    return "\n".join([f"  the end of {path}:", *(f"  | {line}" for line in shown)])
+    ends = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").rstrip("\n").split("\n")[-lines:]]
+    return "\n".join([f"  the end of {path}:", *(f"  | {line}" for line in ends)])

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
 from peft_align.config.schema import Peft
 from peft_align.errors import Fault, InputError
-from peft_align.models.loading import DTYPES, Base
+from peft_align.models.loading import DTYPES, Base, cannot_be_loaded
 from peft_align.store.records import digest_of, sha256, sync_tree
+from peft_align.store.weights import ADAPTER_WEIGHTS, tensors
 
 
 def new_adapter(base: Base, peft: Peft) -> PeftModel:
@@ -93,6 +94,14 @@ def save_adapter(model: PeftModel, folder: Path, base_name: str) -> dict[str, An
     return {"files": files, "digest": digest_of(files)}
 
 
+def _check_loaded(model: PeftModel, folder: Path) -> None:
+    """Every weight of the adapter came from its file: PEFT only warns of those that did not."""
+    absent = sorted(set(get_peft_model_state_dict(model)) - set(tensors(folder / ADAPTER_WEIGHTS)))
+    if absent:
+        what = f"lacks {len(absent)} weights of the adapter that its config describes, {absent[0]} among them"
+        raise InputError([Fault(str(folder), what, "its files are not of one adapter, or it is of another model")])
+
+
 @contextmanager
 def loaded_adapter(base: Base, folder: Path | None) -> Iterator[Any]:
     """The base with a saved adapter on it for evaluation, or the bare base; the base is as before afterwards."""
@@ -100,7 +109,9 @@ def loaded_adapter(base: Base, folder: Path | None) -> Iterator[Any]:
         yield base.model
         return
     # Without autocast_adapter_dtype, PEFT would round the adapter to the precision of a bf16 base (not of an nf4 one).
-    model = PeftModel.from_pretrained(base.model, folder, is_trainable=False, autocast_adapter_dtype=True)
+    with cannot_be_loaded(folder):
+        model = PeftModel.from_pretrained(base.model, folder, is_trainable=False, autocast_adapter_dtype=True)
+        _check_loaded(model, folder)
     model.eval()
     try:
         yield model

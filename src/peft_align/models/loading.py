@@ -9,6 +9,8 @@ import os
 import shutil
 import tempfile
 from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from peft_align.data.sources import Split
 from peft_align.data.tokenization import TokenizedPair
 from peft_align.errors import Fault, InputError
 from peft_align.models import tokenizer
-from peft_align.models.tokenizer import load_tokenizer
+from peft_align.models.tokenizer import check_vocabulary, load_tokenizer
 from peft_align.store.hub import commit_of, find_repository, model_folder
-from peft_align.store.records import Digests, cache_dir, digest_of, inventory, sync_tree, write_json
+from peft_align.store.records import Digests, cache_dir, digest_of, inventory, remove_tree, sync_tree, umask, write_json
+from peft_align.store.weights import WHOLE
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 IDENTIFYING = (
     *("*.safetensors", "config.json", "tokenizer*", "*.model", "*.jinja"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
@@ -151,8 +155,9 @@ def load_causal_lm(
     Raises:
         InputError: they cannot be read.
     """
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    refuse_others(folder)
+    with cannot_be_loaded(folder):
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             quantization_config=quantization,
@@ -161,17 +166,70 @@ def load_causal_lm(
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_weights refuses them, by name
         )
+        check_weights(folder, found)
         tokenizer = load_tokenizer(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise cannot_load(folder, error) from None
+        check_vocabulary(folder, tokenizer, model.get_input_embeddings().weight.shape[0])
     model.eval()
     return model, tokenizer
 
 
-def cannot_load(folder: Path, error: Exception) -> InputError:
-    """What to tell people of weights that cannot be read."""
-    return InputError([Fault(str(folder), f"cannot be loaded: {str(error).splitlines()[0][:300]}")])
+def refuse_others(folder: Path) -> None:
+    """Raise InputError for a folder whose weights are pickled, or that is no model alone.
+
+    transformers would put an adapter that lies there on the model, and take another model for the base that it names.
+    """
+    if (folder / "adapter_config.json").is_file():
+        hint = "score it with adapter=FOLDER, or merge it into its base"
+        raise InputError([Fault(str(folder), "holds an adapter (adapter_config.json), not a model alone", hint)])
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled and not any(folder.glob("*.safetensors")):
+        hint = "convert them to safetensors: save_pretrained on a machine where you trust them"
+        raise InputError(
+            [Fault(str(folder), f"its weights are pickled ({pickled[0]}), which is never read here", hint)]
+        )
+
+
+def check_weights(folder: Path, found: Mapping[str, Any]) -> None:
+    """Every weight of the model was in its files: transformers fills in random ones for the others.
+
+    Args:
+        folder: of the model.
+        found: what from_pretrained says of its loading.
+
+    Raises:
+        InputError: some were not, or have another shape.
+    """
+    if found["mismatched_keys"]:
+        name, theirs, ours = sorted(found["mismatched_keys"])[0]
+        what = f"{name} is {_shape(theirs)} in its files, and {_shape(ours)} by its config.json"
+        raise InputError([Fault(str(folder), what, "its files are not of one model: fetch it again")])
+    if absent := sorted(found["missing_keys"]):
+        what = f"its files lack {len(absent)} weights that its config.json asks for, {absent[0]} among them"
+        raise InputError([Fault(str(folder), what, "they would be random: fetch it again, or another model")])
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape))
+
+
+@contextmanager
+def cannot_be_loaded(folder: Path) -> Iterator[None]:
+    """What libraries raise of a folder that cannot be loaded, as an InputError; running out of memory is none."""
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each library has kinds of its own, for what is wrong in each of the files
+        told = (
+            f"{error} ({type(error).__name__})" if isinstance(error, (KeyError, TypeError, AttributeError)) else error
+        )
+        lines = [line.strip() for line in str(told).splitlines() if line.strip()]
+        what = f"cannot be loaded: {' '.join(lines[:2])[:300] if lines else type(error).__name__}"
+        hint = "no code of a repository is run" if "trust_remote_code" in str(error) else WHOLE
+        raise InputError([Fault(str(folder), what, hint)]) from None
 
 
 def keep_quantized_weights(model: Any) -> None:
@@ -251,12 +309,13 @@ def save_to_cache(model: Any, tokenizer: Any, name: str, note: dict[str, Any]) -
         model.save_pretrained(temporary, safe_serialization=True)
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "complete.json", note)
+        temporary.chmod(0o777 & ~umask())
         sync_tree(temporary)
         try:
             temporary.rename(target)
         except OSError:  # there is one already: whole, or left by a kill
             if not (target / "complete.json").is_file():
-                shutil.rmtree(target)
+                remove_tree(target)
                 temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from peft_align.config.compose import scientific
 from peft_align.config.identity import short_hash
 from peft_align.config.schema import Arithmetic, Slerp
+from peft_align.errors import WorkError
 from peft_align.grid.planner import adapter_digest, asked_of
 from peft_align.grid.runs import Run
 from peft_align.models.loading import Base
@@ -41,7 +42,7 @@ from peft_align.store.runs import FORMAT, RunDir
 ARITHMETIC = 1  # the version of models/merging.py; another one makes other scores
 
 
-class MergeRefused(RuntimeError):
+class MergeRefused(WorkError):
     """The merge cannot be saved as asked; the message says why."""
 
 
@@ -72,6 +73,7 @@ def record_merge(run: Run, directory: RunDir) -> dict[str, Any]:
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    directory.check()
     write_json(directory.path / "merge.json", record)
     forget_damage(directory.path / "merge.json")
     return record
@@ -101,6 +103,7 @@ def save_merge(run: Run, directory: RunDir, base: Base, form: str) -> dict[str, 
     shutil.rmtree(place, ignore_errors=True)
     fresh.replace(place)
     files = inventory(place, sorted(path.name for path in place.iterdir()), Digests())
+    directory.check()
     record = directory.merge_record() or {}
     own = {"asked": asked_of(run, form), "files": files, "inputs": {"model": base.source}, **details}
     record["saved"] = {**record["saved"], form: own}

@@ -16,16 +16,41 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a model folder, with a padding token.
 
     Raises:
-        InputError: the folder has only a SentencePiece model, and what is loaded splits text in another way.
+        InputError: the folder has only a SentencePiece model, and what is loaded splits text in another way; or there
+            is no token that ends a text.
         OSError, ValueError, KeyError: as transformers does, when there is none that can be read.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         _follow_sentencepiece(tokenizer, folder / "tokenizer.model")
+    if tokenizer.eos_token_id is None:
+        what, hint = "has no end-of-sequence token", "name one as eos_token in tokenizer_config.json"
+        raise InputError([Fault(f"{folder}: its tokenizer", what, hint)])
     if tokenizer.pad_token is None:
         # Padding is always masked, so any token serves; LLaMA and Mistral have none of their own.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_vocabulary(folder: Path, tokenizer: Any, rows: int) -> None:
+    """The model has an embedding for each token of its tokenizer. A token for padding alone may be beyond: it is none.
+
+    Args:
+        folder: of both.
+        tokenizer: as loaded; its padding token becomes the end token where the model has none.
+        rows: of the model's embeddings.
+
+    Raises:
+        InputError: a text could hold a token that the model does not know.
+    """
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    if tokenizer.pad_token in beyond and tokenizer.pad_token != tokenizer.eos_token:
+        del beyond[tokenizer.pad_token]
+        tokenizer.pad_token = tokenizer.eos_token
+    if beyond:
+        token, i = min(beyond.items(), key=lambda entry: entry[1])
+        what = f"has {len(beyond)} tokens that the model has no embedding for ({token!r} is {i}, of {rows} rows)"
+        raise InputError([Fault(f"{folder}: its tokenizer", what, "put the tokenizer of this very model there")])
 
 
 def _follow_sentencepiece(tokenizer: Any, model: Path) -> None:

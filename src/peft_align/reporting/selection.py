@@ -13,10 +13,9 @@ from omegaconf import OmegaConf
 
 from peft_align.config.schema import MAIN_AXES
 from peft_align.errors import Fault, InputError, suggest
-from peft_align.grid.language import sealed
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Run, Sweep
-from peft_align.store.records import atomic_write
+from peft_align.store.records import atomic_write, sealed_text
 from peft_align.store.runs import RunDir
 
 BENCHMARK = "preference"
@@ -97,7 +96,9 @@ def _check(sweep: Sweep, items: Sequence[Item], runs: Sequence[Run], by: Sequenc
     ]
     if not settings:
         axes = ", ".join(by) or "nothing"
-        faults.append(Fault("select.by", f"nothing is left to select: besides {axes}, no setting varies", "+grid=rank"))
+        faults.append(
+            Fault("select.by", f"nothing is left to select: besides {axes}, no setting varies", "e.g. +grid=rank")
+        )
     kinds = {run.config.method.kind for run in runs}
     if len(kinds) > 1 and "method" not in by:
         measured = "; ".join(f"{kind} by {CRITERIA[kind][0][0]}" for kind in sorted(kinds))
@@ -150,7 +151,15 @@ def _scores(item: Item, root: Path) -> dict[str, float]:
         if request.benchmark == BENCHMARK and request.step == last and request.key is not None:
             record = RunDir(root, item.run.id).evaluation_record(request.name)
             if record is not None:
-                return {metric["name"]: metric["value"] for metric in record["metrics"]}
+                found = {metric["name"]: metric["value"] for metric in record["metrics"]}
+                for name, _ in CRITERIA[item.run.config.method.kind]:
+                    if name not in found:
+                        what, hint = (
+                            f"its score of {BENCHMARK} has no {name}",
+                            "delete its folder, and evaluate it again",
+                        )
+                        raise InputError([Fault(f"{item.run.id}: {request.name}", what, hint)])
+                return found
     raise InputError([Fault(item.run.id, f"has no score of {BENCHMARK} at step {last} on the validation split")])
 
 
@@ -163,4 +172,4 @@ def write_selection(path: Path, candidates: Sequence[Candidate], command: Sequen
         "table": [{**c.group, **c.settings, **c.scores, "runs": c.runs, "chosen": c.chosen} for c in candidates],
     }
     with atomic_write(path) as temporary:
-        temporary.write_text(sealed(OmegaConf.to_yaml(OmegaConf.create(content))), encoding="utf-8")
+        temporary.write_text(sealed_text(OmegaConf.to_yaml(OmegaConf.create(content))), encoding="utf-8")

@@ -14,12 +14,14 @@ from peft_align.grid.runs import Run, Sweep
 from peft_align.reporting.statistics import t_interval
 from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir
+from peft_align.terminal import one_line, shown
 
 FIRST = ("run_id", "kind", *MAIN_AXES, "base")
 LAST = (
     *("seed", "step", "samples", "benchmark", "judge", "metric"),
     *("value", "stderr", "bound", "n", "higher_is_better"),
 )
+FORMULA = ("=", "+", "-", "@", "\t")  # what a text may not begin with, or a spreadsheet computes it
 NOT_TRAINED = ("baseline", "external")
 Row = dict[str, Any]
 
@@ -131,6 +133,9 @@ def write_csv(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
 def _text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str):
+        value = shown(value)
+        return f"'{value}" if value.startswith(FORMULA) else value  # as spreadsheets mark a text
     return repr(value) if isinstance(value, float) else value
 
 
@@ -169,7 +174,8 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
 
     Shown are the metrics that the benchmarks' options name; the CSV holds all.
     """
-    table = _spread_baselines([row for row in table if _is_shown(sweep, row)])
+    named = {name: b.metrics for run in sweep.runs for scoring in run.scorings for name, b in scoring.benchmarks}
+    table = _spread_baselines([row for row in table if _is_shown(named, row)])
     if not table:
         return "No results yet.\n"
     keys = [*MAIN_AXES, *_further(columns(sweep)), "step"]
@@ -205,7 +211,8 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
     judges = dict.fromkeys((str(row["benchmark"]).split(" (")[0], row["judge"]) for row in table if row["judge"])
     judged = ", ".join(f"{benchmark} by {judge}" for benchmark, judge in judges)
     note = "± is the 95% t interval over seeds." if any("±" in cell for line in body for cell in line) else ""
-    caption = "\n".join(filter(None, [fixed and f"{fixed}.", judged and f"Judged: {judged}.", note]))
+    told = [fixed and f"{_for_markdown(fixed)}.", judged and f"Judged: {_for_markdown(judged)}.", note]
+    caption = "\n".join(filter(None, told))
     return f"{_align(head, body)}\n{caption}\n" if caption else _align(head, body)
 
 
@@ -228,9 +235,9 @@ def _conditions_differ(table: Sequence[Row], keys: Sequence[str]) -> bool:
     return len(set(places)) < len(places)
 
 
-def _is_shown(sweep: Sweep, row: Row) -> bool:
-    shown = {name: b.metrics for run in sweep.runs for scoring in run.scorings for name, b in scoring.benchmarks}
-    metrics = shown.get(str(row["benchmark"]).partition("/")[0], ["*"])
+def _is_shown(named: Mapping[str, Sequence[str]], row: Row) -> bool:
+    """Whether the option of the row's benchmark names its metric."""
+    metrics = named.get(str(row["benchmark"]).partition("/")[0], ["*"])
     return "*" in metrics or str(row["metric"]).partition(",")[0] in metrics
 
 
@@ -258,8 +265,14 @@ def _cell(values: Sequence[float] | None) -> str:
     return mean if interval.half_width is None else f"{mean} ± {interval.half_width:.3f}"
 
 
+def _for_markdown(text: str) -> str:
+    """A name as it stands in a table: with a bar it would begin another cell, with a < HTML."""
+    return one_line(shown(text)).replace("|", "\\|").replace("<", "\\<")
+
+
 def _align(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up in a terminal."""
+    head, *body = ([_for_markdown(cell) for cell in line] for line in [head, *body])
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
 
     def one(line: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from peft_align.store.records import sync_tree
+from peft_align.store.records import sync_tree, umask
 
 CODE = "src/peft_align"
 LEFT_OUT = ("__pycache__",)
@@ -53,7 +53,7 @@ def freeze(folder: Path, conf: Path, config_dirs: Sequence[Path]) -> Path:
             for path in _files(name, source):
                 (fresh / name / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source / path, fresh / name / path)
-        fresh.chmod(0o755)
+        fresh.chmod(0o777 & ~umask())
         sync_tree(fresh)
         try:
             fresh.replace(place)

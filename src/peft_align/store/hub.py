@@ -6,6 +6,7 @@ Nothing here imports torch or reaches the network; `fetch_snapshot` does, when a
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,26 +18,44 @@ from peft_align.config.schema import Dataset, Model
 from peft_align.errors import Fault, InputError
 from peft_align.store.records import cache_dir, read_json, sync_tree, write_json
 
+NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]|\.(?!\.))*"  # no two dots in turn, none in front
+REPOSITORY, REVISION = re.compile(f"{NAME}(?:/{NAME})?"), re.compile(f"{NAME}(?:/{NAME})*")
+LONGEST = 200
 FETCHED = ".fetched.json"  # in a mirror's folder: which commit it is
 WEIGHT_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")  # never pickles
 
 
 def mirrored(mirror: str | None, repo_id: str, revision: str | None = None) -> Path | None:
     """DIR/<repo id>@<revision> or DIR/<repo id>, if the mirror has it."""
-    if mirror is None:
+    if mirror is None or not_a_repository(repo_id, revision):
         return None
     names = [f"{repo_id}@{revision}", repo_id] if revision else [repo_id]
     return next((folder for name in names if (folder := Path(mirror).expanduser() / name).is_dir()), None)
 
 
+def not_a_repository(repo_id: str, revision: str | None) -> str | None:
+    """Why these name nothing on the hub, and nothing below a mirror: they are put together to a path there."""
+    if not REPOSITORY.fullmatch(repo_id) or len(repo_id) > LONGEST:
+        return "is no repository of the hub (NAME or OWNER/NAME) and no folder"
+    if revision and (not REVISION.fullmatch(revision) or len(revision) > LONGEST):
+        return "has no branch, tag or commit of that name"
+    return None
+
+
 def names_below(folder: Path, paths: Iterable[str | Path]) -> list[str]:
-    """The paths relative to the folder. The hub's cache links its files to blobs elsewhere: links are not followed."""
+    """The paths relative to the folder. The hub's cache links its files to blobs elsewhere: links are not followed.
+
+    Raises:
+        InputError: a path is an address, or outside of the folder: a data set's card can name any file of this machine.
+    """
     roots = [Path(os.path.abspath(folder)), folder.resolve()]
-    absolute = [Path(os.path.abspath(path)) for path in paths]
-    return sorted(
-        next((path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)), str(path))
-        for path in absolute
-    )
+    found = []
+    for path in [Path(os.path.abspath(each)) for each in paths]:
+        name = next((path.relative_to(root).as_posix() for root in roots if path.is_relative_to(root)), None)
+        if name is None:
+            raise InputError([Fault(str(folder), f"names data outside of it: {path}", "see the top of its README.md")])
+        found.append(name)
+    return sorted(found)
 
 
 def dataset_folder(dataset: Dataset, mirror: str | None) -> Path | None:
@@ -100,6 +119,8 @@ def find_repository(
     found = own.absolute() if where and own.is_dir() else mirrored(mirror, repo_id, revision)
     if found is not None:
         return found, commit_of(found)
+    if wrong := not_a_repository(repo_id, revision):
+        raise InputError([Fault(where or repo_id, wrong)])
     try:
         return fetch_snapshot(repo_id, revision, kind, patterns)
     except (OSError, ValueError) as error:
@@ -117,6 +138,8 @@ def fetch_into(mirror: Path, repo_id: str, revision: str | None, kind: str) -> P
     """
     from huggingface_hub import HfApi, snapshot_download
 
+    if wrong := not_a_repository(repo_id, revision):  # what would be written outside of the mirror
+        raise ValueError(wrong)
     place = mirror / (f"{repo_id}@{revision}" if revision else repo_id)
     allowed = list(WEIGHT_PATTERNS) if kind == "model" else None
     with _as_os_error():

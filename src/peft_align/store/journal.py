@@ -84,7 +84,7 @@ def _entry(line: bytes, *, checked: bool) -> dict[str, Any] | None:
     """
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(entry, dict):
         return None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -14,15 +16,55 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from peft_align.errors import Fault, InputError, WorkError
+
 SEAL = b',\n "seal": "%s"\n}\n'  # the end of a record
+SEAL_LINE = "# sha256 of the lines above, to be deleted by who edits them: "
 
 
 def cache_dir() -> Path:
-    """Where converted models and digests are kept: $PEFT_ALIGN_CACHE, or peft_align in the user's cache folder."""
+    """Where converted models and digests are kept: $PEFT_ALIGN_CACHE, or peft_align in the user's cache folder.
+
+    Raises:
+        InputError: others could have put something there.
+    """
     own = os.environ.get("PEFT_ALIGN_CACHE")
-    if own:
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "peft_align"
+    place = Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "peft_align").expanduser()
+    try:
+        is_foreign = _is_foreign(place)
+    except OSError:  # there is none yet
+        return place
+    if is_foreign:
+        what = "can be written by everybody, or was made by another user in a folder that can be"
+        raise InputError([Fault(f"the cache {place}", what, "set PEFT_ALIGN_CACHE to a folder of your own")])
+    return place
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether what lies there may be anybody's: a colleague's folder is trusted, one that somebody left in /tmp not."""
+    there, parent = folder.stat(), folder.resolve().parent.stat()
+    by_another = there.st_uid not in (os.getuid(), 0) and bool(parent.st_mode & stat.S_IWOTH)
+    return by_another or bool(there.st_mode & stat.S_IWOTH)
+
+
+def umask() -> int:
+    """The permissions that new files are not given: the user's umask, and never that everybody may write."""
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask | stat.S_IWOTH
+
+
+def keep_others_from_writing() -> None:
+    """Have no file or folder of this process, and of those that it starts, be writable for everybody."""
+    os.umask(umask())
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a folder, if there is one; a link to a folder goes, and what it leads to stays. Raises OSError."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
 
 
 @contextmanager
@@ -34,7 +76,7 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~umask())  # mkstemp's are for the user alone
         if durable:
             sync(temporary)
         temporary.replace(path)
@@ -83,9 +125,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The record, or None if it is absent or not what was written. One without a seal is taken as it is."""
     try:
         content = json.loads(_unsealed(path.read_bytes()))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def sealed_text(text: str) -> str:
+    """The text of a file that people may edit, with a last line by which a damaged byte is found."""
+    return f"{text}{SEAL_LINE}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def _sealed(text: bytes) -> bytes:
@@ -104,6 +151,11 @@ def _unsealed(text: bytes) -> bytes:
     if found + rest != SEAL % hashlib.sha256(body).hexdigest().encode():
         raise ValueError("its content is not the one that was sealed")
     return body
+
+
+def json_number(value: float) -> float | str:
+    """A number as JSON has it; for what JSON has none, a word: nan, inf, -inf."""
+    return value if math.isfinite(value) else str(value)
 
 
 class Digests:
@@ -169,7 +221,7 @@ def inventory(folder: Path, names: Iterator[str] | list[str], digests: Digests) 
     return found
 
 
-class Damaged(RuntimeError):
+class Damaged(WorkError):
     """A product on disk is not what its record says."""
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +53,8 @@ class References:
         Returns:
             the values by digest, and how many of them were computed here.
         """
+        with suppress(OSError):
+            os.utime(self.folder)  # what was not used for long goes first (`clean`)
         found: dict[str, list[float]] = {}
         open_ends: dict[str, list[str]] = {}
         for name in sorted(samples):

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_align.store.records import read_json, write_json
-from peft_align.store.runs import FORMAT
+from peft_align.store.records import write_json
+from peft_align.store.runs import FORMAT, damage, read_record
+from peft_align.store.shapes import SUBMISSION
 
 
 @dataclass
@@ -70,10 +71,16 @@ def new_submission(folder: Path, content: dict[str, Any]) -> Submission:
 
 
 def submissions(root: Path, sweep: str = "*") -> list[Submission]:
-    """The submissions under a root, oldest first."""
+    """The submissions under a root, oldest first; those that cannot be read are left out."""
     found = []
     for path in sorted((root / "sweeps").glob(f"{sweep}/slurm/*/submission.json")):
-        content = read_json(path)
-        if content is not None and content.get("format") == FORMAT:
+        content = read_record(path, SUBMISSION)
+        if content is not None:
             found.append(Submission(path.parent, content))
     return sorted(found, key=lambda each: each.content["time"])
+
+
+def unreadable(root: Path) -> list[str]:
+    """What is wrong with the submissions that are left out, a line each."""
+    paths = sorted((root / "sweeps").glob("*/slurm/*/submission.json"))
+    return [f"{path.parent}: {told}" for path in paths if (told := damage(path, SUBMISSION))]

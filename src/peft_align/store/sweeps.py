@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from peft_align.config.identity import short_hash, slug
+from peft_align.errors import Fault, InputError
 from peft_align.store.records import read_json, write_json
+from peft_align.store.shapes import MANIFEST, wrong
 
 
 def sweep_dir(root: Path, name: str, content: Sequence[str]) -> Path:
@@ -26,6 +28,13 @@ def write_manifest(folder: Path, command: Sequence[str], config_dirs: Sequence[P
 
 
 def latest_manifest(root: Path) -> dict[str, Any] | None:
-    """The manifest of the sweep that was started last, or None."""
+    """The manifest of the sweep that was started last, or None. Raises InputError if it cannot be read."""
     manifests = sorted((root / "sweeps").glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
-    return read_json(manifests[-1]) if manifests else None
+    if not manifests:
+        return None
+    found = read_json(manifests[-1])
+    told = "no JSON object" if found is None else wrong(found, MANIFEST)
+    if told is not None:
+        hint = "name the sweep, e.g. +grid=NAME; the same command writes it anew"
+        raise InputError([Fault(str(manifests[-1]), f"is damaged: {told}", hint)])
+    return found

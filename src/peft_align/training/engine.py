@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from peft_align.data.tokenization import TokenizedPair
 from peft_align.models.flex_attention import WAYS, Trial, of_all, try_both
 from peft_align.models.fused import fused
 from peft_align.models.packed_attention import packed
@@ -45,12 +46,14 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
 
     Args:
         samples: as many as the run has steps times samples a step.
+        rows: what they are of.
         budget: tokens of a row; None: what fits.
         checkpointing: whether activations are recomputed in backward; None: where they do not fit.
         attention: parts, flex, or auto: the faster one on a GPU.
         arguments: of transformers' Trainer.
 
     Attributes:
+        row_losses: of the last step, by sample, of all processes.
         together: makes the forward and backward of a batch together with other runs (training/pack_runs.py), given this
             trainer, the batch and its size; returns its loss, or None if this is to be done alone.
     """
@@ -61,17 +64,19 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
     def __init__(
         self,
         samples: Sequence[Sample],
+        rows: Sequence[TokenizedPair],
         budget: int | None,
         checkpointing: bool | None,
         attention: str,
         **arguments: Any,
     ) -> None:
         super().__init__(train_dataset=range(len(samples)), data_collator=_numbered, **arguments)
-        self.samples, self.asked = samples, (budget, checkpointing)
+        self.samples, self.rows, self.asked = samples, rows, (budget, checkpointing)
         self.budget, self.checkpointing = budget or MOST[self.args.device.type], False
         self.attention = attention
         self.measured: dict[str, Any] = {}
-        self.told: dict[str, float] = {}
+        self.row_losses: dict[int, float] = {}
+        self.forget()
 
     def base(self, model: Any) -> Any:
         """The language model under the adapter and whatever wraps it."""
@@ -210,10 +215,28 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
         """Compute what is needed before the first step, the model as it starts; returns what the record says of it."""
         return {}
 
+    def forget(self) -> None:
+        """A batch begins: nothing is told of it yet."""
+        self._told: dict[str, torch.Tensor] = {}
+        self._losses: list[tuple[Sequence[int], torch.Tensor]] = []
+
     def tell(self, values: dict[str, torch.Tensor], share: float) -> None:
         """Have values logged with the step: the sum of what is told, each times its share."""
         for name, value in values.items():
-            self.told[name] = self.told.get(name, 0.0) + float(value) * share
+            part = value.double() * share
+            self._told[name] = self._told[name] + part if name in self._told else part
+
+    def tell_losses(self, indexes: Sequence[int], losses: torch.Tensor) -> None:
+        """Have the loss of each of some samples recorded: (samples,), fp64. Nothing waits for the device yet."""
+        self._losses.append((indexes, losses.detach()))
+
+    def _all_told(self) -> tuple[dict[str, float], dict[int, float]]:
+        """What was told of the batch, and the loss of each sample of it, in one transfer from the device."""
+        indexes = [i for some, _ in self._losses for i in some]
+        parts = [value[None] for value in self._told.values()]
+        flat = torch.cat([*parts, *(losses for _, losses in self._losses)]).tolist()
+        means = dict(zip(self._told, flat[: len(parts)], strict=True))
+        return means, dict(zip(indexes, flat[len(parts) :], strict=True))
 
     def training_step(
         self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: Any = None
@@ -270,7 +293,7 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
 
     def _forward_backward(self, model: Any, batch: Sequence[int], size: float) -> torch.Tensor:
         base, total = self.base(model), torch.zeros((), device=self.args.device)
-        self.told = {}
+        self.forget()
         samples = [self.samples[i] for i in batch]
         for part in micro_batches(samples, self.budget):
             row = pack([samples[i] for i in part], self.args.device)
@@ -286,8 +309,9 @@ class PackedTrainer(ExactState, Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
-            everywhere = processes.gathered(self.told)
-            means = {name: sum(each[name] for each in everywhere) / len(everywhere) for name in self.told}
+            everywhere = processes.gathered(self._all_told())
+            means = {name: sum(told[name] for told, _ in everywhere) / len(everywhere) for name in self._told}
+            self.row_losses = {i: loss for _, losses in everywhere for i, loss in losses.items()}
             logs = {**logs, **means}
         super().log(logs, *args, **kwargs)
 

@@ -11,6 +11,7 @@ Limits: one process a run, the engine `packed`. Dropout falls as in a run alone 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -159,7 +160,7 @@ class Pack:
             started = time.monotonic()
             try:
                 losses = self._forward_backward(members, batches)
-                if not all(bool(loss.isfinite()) for loss in losses):  # whose, each finds out by itself
+                if not _finite(losses, batches):  # whose, each finds out by itself
                     for member, batch, state in zip(members, batches, before, strict=True):
                         batch.trainer.model.zero_grad()
                         member.randomness.torch = state
@@ -197,7 +198,7 @@ class Pack:
         if any(batch.trainer.checkpointing for batch in batches) and not model.is_activation_checkpointing:
             checkpoint_activations(model)
         for batch in batches:
-            batch.trainer.told = {}
+            batch.trainer.forget()
         ways = {batch.trainer.attention for batch in batches}
         way = ways.pop() if len(ways) == 1 else "parts"
         whose = [(at, i) for at, batch in enumerate(batches) for i in batch.indexes]
@@ -225,3 +226,10 @@ class Pack:
             for at, loss in zip(indexes, found, strict=True):
                 losses[at] += loss.detach()
         return losses
+
+
+def _finite(losses: Sequence[torch.Tensor], batches: Sequence[Batch]) -> bool:
+    """Whether all losses and gradients are; one that is not may have spoiled those of others in its rows."""
+    gradients = [p.grad for batch in batches for p in batch.trainer.trained() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
+    return bool(torch.stack([*losses, norm.to(losses[0].dtype)]).isfinite().all())

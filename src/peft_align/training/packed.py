@@ -16,22 +16,29 @@ from peft_align.models.fused import fused
 from peft_align.models.packed_attention import packed
 from peft_align.models.packed_scoring import response_scores, response_sums
 from peft_align.models.packing import Row, Sample, micro_batches, pack, sample_of
+from peft_align.store.records import json_number
 from peft_align.store.references import References, sample_digest
 from peft_align.training import processes
 from peft_align.training.engine import PackedTrainer
 from peft_align.training.memory import out_of_memory
+from peft_align.training.numerics import TrainingFailed, names, of_rows
 
 
 class PackedSFT(PackedTrainer):
     """The mean over all response tokens of an optimizer batch (of all processes), as transformers' Trainer has it."""
 
     def loss(self, scores: torch.Tensor, row: Row, indexes: Sequence[int], size: float) -> torch.Tensor:
+        tokens = torch.tensor([self._scored(i) for i in indexes], device=scores.device)
+        self.tell_losses(indexes, -response_sums(scores.detach(), row) / tokens)
         return -scores.sum() / size
 
     def size(self, batch: Sequence[int]) -> float:
-        samples = [self.samples[i] for i in batch]
-        tokens = sum(len(words) - (not sample.prompt) for sample in samples for words in sample.responses)
-        return float(sum(processes.gathered(tokens)) / processes.count())
+        return float(sum(processes.gathered(sum(map(self._scored, batch)))) / processes.count())
+
+    def _scored(self, i: int) -> int:
+        """How many tokens of a sample are."""
+        sample = self.samples[i]
+        return sum(len(words) - (not sample.prompt) for words in sample.responses)
 
 
 class PackedDPO(PackedTrainer):
@@ -62,7 +69,9 @@ class PackedDPO(PackedTrainer):
                 "logps/rejected": sums[:, 1].sum(),
             }
             self.tell(told, 1 / size)
-        return -logsigmoid(margins).sum() / size
+        losses = -logsigmoid(margins)
+        self.tell_losses(indexes, losses)
+        return losses.sum() / size
 
     def size(self, batch: Sequence[int]) -> float:
         return len(batch)
@@ -70,9 +79,21 @@ class PackedDPO(PackedTrainer):
     def prepare(self, references: References, tick: Callable[[int], None]) -> dict[str, int]:
         digests = [sample_digest(sample.prompt, *sample.responses) for sample in self.samples]
         by_digest = dict(zip(digests, self.samples, strict=True))
-        found, computed = references.of(by_digest, lambda some: self.score(self.model, some).tolist(), tick)
+        found, computed = references.of(by_digest, self._reference_of, tick)
         self.reference = torch.tensor([found[digest] for digest in digests], dtype=torch.float64)
         return {"samples": len(by_digest), "computed": sum(processes.gathered(computed))}
+
+    def _reference_of(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """What is kept for all runs that refer to the same; so it must be finite."""
+        scores = self.score(self.model, samples)
+        bad = {sample for sample, finite in zip(samples, scores.isfinite().all(1).tolist(), strict=True) if not finite}
+        if bad:
+            found = {row.id: row for row, sample in zip(self.rows, self.samples, strict=True) if sample in bad}
+            rows = list(found.values())
+            worst = float(scores[~scores.isfinite()][0])
+            details = {"what": "reference", "value": json_number(worst), **of_rows(rows)}
+            raise TrainingFailed(f"the reference's log-probability is {worst} of {names(rows)}", details)
+        return scores.tolist()
 
     @torch.no_grad()
     def score(self, model: Any, samples: Sequence[Sample]) -> torch.Tensor:
@@ -128,6 +149,7 @@ def _given(
         "model": model,
         "args": TrainingArguments(**whole),
         "samples": [sample_of(row, both=both) for row in rows],
+        "rows": rows,
         "budget": config.train.micro_batch_tokens,
         "checkpointing": config.train.gradient_checkpointing,
         "attention": config.train.attention,

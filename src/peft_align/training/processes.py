@@ -6,6 +6,8 @@ from typing import TypeVar
 
 from torch import distributed
 
+from peft_align import terminal
+
 T = TypeVar("T")
 
 
@@ -27,7 +29,7 @@ def is_main() -> bool:
 def say(text: str) -> None:
     """Print a line once."""
     if is_main():
-        print(text, flush=True)
+        terminal.say(text, flush=True)
 
 
 def agreed(value: T) -> T:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from transformers import TrainerCallback
@@ -18,13 +18,21 @@ from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir, step_name
 from peft_align.training import processes
 from peft_align.training.engine import PackedTrainer
+from peft_align.training.numerics import check, largest, must_be_written
 from peft_align.training.pack_runs import Member
-from peft_align.training.state import save_state
+from peft_align.training.state import METRICS, save_state
 from peft_align.training.tracking import Log
 
+TOLD = 0.5  # seconds between reports of progress
 
-class TrainingFailed(RuntimeError):
-    """Training cannot go on; the message says why."""
+
+def checkpoint_steps(run: Run, directory: RunDir) -> set[int]:
+    """The steps whose adapter is kept: those asked for, the last, and those that the run has.
+
+    What another sweep asked for stays, or the two would undo each other's checkpoints for ever.
+    """
+    earlier = map(int, (directory.train_record() or {"checkpoints": {}})["checkpoints"])
+    return {*run.steps, *earlier, run.config.train.max_steps}
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc]
@@ -49,25 +57,24 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.trainer: Any = None
         self.earlier: set[str] = set()  # companions of earlier attempts
         self.interrupted = False
+        self.state: int | None = None  # the step of the last one
         self.step = self.first = 0  # steps made; those of earlier attempts
         self.before = 0.0  # seconds of training of earlier attempts
         self.run, self.directory, self.model, self.base_name, self.log = run, directory, model, base_name, log
-        # What another sweep asked for stays, or the two would undo each other's checkpoints for ever.
-        earlier = map(int, (directory.train_record() or {"checkpoints": {}})["checkpoints"])
-        self.steps = {*run.steps, *earlier, run.config.train.max_steps}
+        self.steps = checkpoint_steps(run, directory)
         self.saved: dict[str, dict[str, Any]] = {}
         self.losses: list[float] = []
         self.tokens = 0
-        size, both = run.config.train.batch_size, run.config.method.kind == "dpo"
-        lengths = [
+        self.rows, both = rows, run.config.method.kind == "dpo"
+        self.row_tokens = [
             len(row.prompt) + len(row.chosen) + (len(row.prompt) + len(row.rejected) if both else 0) for row in rows
         ]
-        self.step_tokens = [sum(lengths[i : i + size]) for i in range(0, len(lengths), size)]
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.begun = self.started = self.told = 0.0
 
     def restore(self, record: Mapping[str, Any]) -> None:
         """Have what was recorded when the state was saved."""
-        self.step = self.first = record["step"]
+        self.step = self.first = self.state = record["step"]
         self.saved, self.losses = dict(record["saved"]), list(record["losses"])
         self.tokens, self.before = record["tokens"], record["seconds"]
         self.earlier = set(record.get("packed_with", ()))
@@ -93,7 +100,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         if state.global_step in self.steps and processes.is_main():
             folder = self.directory.attempt / "checkpoints" / step_name(state.global_step)
             shutil.rmtree(folder, ignore_errors=True)
-            self.saved[str(state.global_step)] = save_adapter(self.model, folder, self.base_name)
+            with must_be_written(f"the checkpoint of step {state.global_step}"):
+                self.saved[str(state.global_step)] = save_adapter(self.model, folder, self.base_name)
 
     def _save_state(self) -> None:
         more = {
@@ -104,23 +112,33 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             "memory": memory_choice(self.trainer),
             "packed_with": self.packed_with,
         }
-        save_state(self.directory, self.trainer, self.step, self.inputs, more)
+        keep = self.run.config.train.keep_states
+        why = save_state(self.directory, self.trainer, self.step, self.inputs, more, keep)
+        if why:  # training is worth more than a state of it
+            processes.say(f"warning: the training state of step {self.step} cannot be written: {why}")
+        else:
+            self.state = self.step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
         if "loss" not in logs:  # the summary at the end
             return
-        step = state.global_step
-        self.tokens += self.step_tokens[step - 1]
-        line = {"step": step, "samples": step * self.run.config.train.batch_size, "tokens": self.tokens, **logs}
-        line["seconds"] = round(self.seconds, 3)
+        step, size = state.global_step, self.run.config.train.batch_size
+        batch = range((step - 1) * size, step * size)
+        rows = [self.rows[i] for i in batch]
+        self.tokens += sum(self.row_tokens[i] for i in batch)
+        line = {"samples": step * size, "tokens": self.tokens, **logs, "seconds": round(self.seconds, 3)}
+        losses = [self.trainer.row_losses[i] for i in batch] if isinstance(self.trainer, PackedTrainer) else []
         if processes.is_main():
-            with (self.directory.attempt / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            of_rows = {"rows": [row.id for row in rows], "row_tokens": [self.row_tokens[i] for i in batch]}
+            of_rows |= {"row_losses": losses} if losses else {}
+            whole = json.dumps({"step": step, **line, **of_rows}) + "\n"
+            with must_be_written(METRICS), (self.directory.attempt / METRICS).open("a", encoding="utf-8") as file:
+                file.write(whole)
         loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise TrainingFailed(f"the loss is {loss} at step {step}")
+        values = {"loss": loss, "gradient norm": logs.get("grad_norm", 0.0), "largest weight": largest(self.trained)}
+        check(step, values, rows, losses)
         self.losses.append(loss)
-        self.log({k: v for k, v in line.items() if k != "step"}, step)
+        self.log(line, step)
         self._tell(step, loss)
         self.step = step
         if step < self.run.config.train.max_steps:  # logs come each step, last of all that happens in it
@@ -132,25 +150,27 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not processes.is_main():
             return
-        with atomic_write(self.directory.attempt / "metrics.jsonl") as temporary:  # synced to disk as a whole
-            shutil.copyfile(self.directory.attempt / "metrics.jsonl", temporary)
+        path = self.directory.attempt / METRICS
+        with must_be_written(METRICS), atomic_write(path) as temporary:  # synced to disk as a whole
+            shutil.copyfile(path, temporary)
 
     def _tell(self, step: int, loss: float | None) -> None:
         """Progress for the live table, at most twice a second."""
         now = time.monotonic()
-        if not processes.is_main() or (now - self.told < 0.5 and 0 < step < self.run.config.train.max_steps):
+        if not processes.is_main() or (now - self.told < TOLD and 0 < step < self.run.config.train.max_steps):
             return
         self.told = now
         elapsed, made = now - self.started, step - self.first
         total = self.run.config.train.max_steps
-        self.directory.report_progress(
-            stage="train",
-            step=step,
-            of=total,
-            loss=loss,
-            seconds_per_step=elapsed / made if made else None,
-            eta=elapsed / made * (total - step) if made else None,
-        )
+        with suppress(OSError):  # what people look at is no reason to stop
+            self.directory.report_progress(
+                stage="train",
+                step=step,
+                of=total,
+                loss=loss,
+                seconds_per_step=elapsed / made if made else None,
+                eta=elapsed / made * (total - step) if made else None,
+            )
 
 
 def memory_choice(trainer: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Supports: SFT and DPO; LoRA and QLoRA (NF4); CPU and CUDA devices (never run on 
 from an SFT run. The samples, their order and the batches are decided before the trainer sees them. Everything is
 written into `attempt/` and put in place as a whole, its record last.
 
-An interrupted run goes on from its last training state (training/state.py), to the same end.
+An interrupted run goes on from its last whole training state (training/state.py), to the same end.
 
 Several processes may train a run together (launch/distributed.py): each calls `train` and takes an equal part of each
 batch on its own device, the main one alone writes.
@@ -25,7 +25,7 @@ from peft_align.config.schema import Config
 from peft_align.data.encodings import Encodings, encoding_key
 from peft_align.data.order import sample_order
 from peft_align.data.sources import load_split
-from peft_align.data.tokenization import TokenizedPair, tokenize
+from peft_align.data.tokenization import TokenizedPair, check_scored, tokenize
 from peft_align.grid.footprint import micro_batch
 from peft_align.grid.planner import adapter_digest
 from peft_align.grid.runs import Run
@@ -45,9 +45,10 @@ from peft_align.store.references import References
 from peft_align.store.runs import FORMAT, RunDir, step_name
 from peft_align.training import dpo, packed, processes, sft
 from peft_align.training.engine import FORWARD, PackedTrainer
+from peft_align.training.numerics import TrainingFailed, must_be_written
 from peft_align.training.pack_runs import Member
-from peft_align.training.recorder import Recorder, TrainingFailed, memory_choice
-from peft_align.training.state import METRICS, discard_state, find_state
+from peft_align.training.recorder import Recorder, checkpoint_steps, memory_choice
+from peft_align.training.state import METRICS, find_state
 from peft_align.training.tracking import Log
 
 METHODS = {
@@ -85,19 +86,22 @@ def train(
     Raises:
         Interrupted: `should_stop` said so.
         InputError: the data cannot be read, or a target module does not exist.
-        TrainingFailed: the loss is not finite.
+        TrainingFailed: a loss, a gradient or a weight is not finite, or what is made cannot be written.
     """
     config, started = run.config, time.monotonic()
     rows, data = training_rows(config, base, directory.root)
     if data["warning"]:
         processes.say(f"warning: {data['warning']}")
+    for why, left_out in data["counts"]["dropped_rows"].items():
+        processes.say(f"left out, {why}: row {', '.join(left_out)}")
     inputs = {
         "data": data["source"]["digest"],
         "model": base.source["digest"],
         "parents": {parent: adapter_digest(RunDir(directory.root, parent).train_record()) for parent in run.parents},
         "processes": processes.count(),  # each has random states of its own
     }
-    resumed = processes.agreed(find_state(directory, inputs) if processes.is_main() else None)
+    steps = checkpoint_steps(run, directory)
+    resumed = processes.agreed(find_state(directory, inputs, steps) if processes.is_main() else None)
     directory.attempt.mkdir(parents=True, exist_ok=True)
     prepared: dict[str, int] = {}
     engine = engine_of(config, base, rows)
@@ -142,7 +146,7 @@ def train(
             processes.say(f"going on from step {resumed[1]['step']}")
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
         if recorder.interrupted:
-            raise Interrupted(f"its state at step {recorder.step} is saved")
+            raise Interrupted(f"it was at step {recorder.step}; its last state is that of step {recorder.state}")
         seconds = recorder.seconds
     finally:
         take_off(base, model)
@@ -152,7 +156,8 @@ def train(
     shutil.rmtree(directory.attempt / "scratch", ignore_errors=True)
     last, metrics = config.train.max_steps, directory.attempt / METRICS
     shutil.rmtree(directory.attempt / "adapter", ignore_errors=True)  # a kill may have left one without a record
-    link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
+    with must_be_written("the adapter"):
+        link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
     record = {
         "format": FORMAT,
         "run": run.id,
@@ -179,9 +184,9 @@ def train(
         "provenance": provenance(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    write_json(directory.attempt / "train.json", record)
-    directory.commit_attempt()
-    discard_state(directory)
+    with must_be_written("the record"):
+        write_json(directory.attempt / "train.json", record)
+        directory.commit_attempt()
     return record
 
 
@@ -219,7 +224,7 @@ def training_rows(config: Config, base: Base, root: Path | None = None) -> tuple
         root: of the results, where token ids are kept for other processes; None: they are not.
 
     Raises:
-        InputError: the data cannot be read.
+        InputError: the data cannot be read, or nothing of a sample's response is scored.
     """
     asked = repr((config.dataset, config.preference, config.hub.mirror))
     shared = base.shared
@@ -238,6 +243,8 @@ def training_rows(config: Config, base: Base, root: Path | None = None) -> tuple
     tokenized, truncation = tokenize(pairs, base.tokenizer, template, config.train.max_length, shared.tokenized)
     if kept and len(there) < len(new):
         kept.add({pair: shared.tokenized[template, pair] for pair in new if pair not in there})
+    both = config.method.kind == "dpo"
+    check_scored(tokenized, base.tokenizer, config.dataset.hub_id or config.dataset.loader, both=both)
     by_index = dict(zip(used, tokenized, strict=True))
     return [by_index[i] for i in order], {
         "source": split.source,

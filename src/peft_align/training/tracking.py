@@ -40,7 +40,8 @@ def tracking(
         config=dict(axes),
         dir=str(folder),
         mode=mode,
-        settings=wandb.Settings(silent=True, console="off", reinit="create_new"),
+        # no git: it would keep the address of the remote, which may hold a token; records have the commit
+        settings=wandb.Settings(silent=True, console="off", reinit="create_new", disable_git=True, save_code=False),
     )
     try:
         yield lambda metrics, step: run.log(dict(metrics), step=step)

@@ -1,0 +1,191 @@
+"""The result table as values of cells: what comparisons, claims, fronts and published numbers are computed from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft_align.config.schema import MAIN_AXES
+from peft_align.grid.runs import Sweep
+from peft_align.reporting.selection import value as setting
+from peft_align.reporting.statistics import Score, score
+from peft_align.reporting.table import FIRST, LAST, Row
+
+MERGED = ("merge", "inputs")
+TUNED, FAMILY = "model.instruction_tuned", "family"  # what a model's option says; its pre-trained model, or itself
+VALIDATION = "/validation"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One benchmark's metric; where a judge scored it, that judge's."""
+
+    benchmark: str
+    metric: str
+    judge: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.benchmark} {self.metric}" + (f" ({self.judge})" if self.judge else "")
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measure of one checkpoint of one run.
+
+    Attributes:
+        place: the kind of run, the precision of its base and its axes, without the seed; what its model's option says.
+        first, last: whether the step is the first or the last of those at which its run's benchmark is evaluated.
+    """
+
+    run_id: str
+    place: Mapping[str, Any]
+    seed: int | None
+    step: int
+    first: bool
+    last: bool
+    value: float
+    error: float | None
+    n: int | None
+
+    def at(self, axes: Iterable[str]) -> tuple[Any, ...]:
+        """What tells its cell from others, by these axes."""
+        return tuple(self.place.get(axis) for axis in axes)
+
+
+@dataclass
+class Results:
+    """What a sweep has measured so far.
+
+    Attributes:
+        values: by measure, one for each run and step.
+        axes: all that tell cells apart: the main ones, the sweep's own, those of merges.
+        main: the measure that stands for each benchmark: the first metric that its option names.
+        better: whether higher is better.
+        parents: ids of a merge's inputs, by its own.
+        dropped: values that are no finite numbers, which are left out.
+    """
+
+    values: dict[Measure, list[Value]] = field(default_factory=dict)
+    axes: tuple[str, ...] = (*MAIN_AXES, *MERGED)
+    main: list[Measure] = field(default_factory=list)
+    better: dict[Measure, bool | None] = field(default_factory=dict)
+    parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    dropped: int = 0
+
+    def varying(self) -> list[str]:
+        """The axes of which there is more than one value among the trained runs."""
+        trained = [v.place for values in self.values.values() for v in values if v.place["kind"] == "train"]
+        return [axis for axis in self.axes if len({repr(place.get(axis)) for place in trained}) > 1]
+
+    def measures(self, benchmark: str, metric: str | None = None) -> list[Measure]:
+        """Those of one benchmark: its main ones, or of this metric; one for each judge."""
+        named = self.values if metric else self.main
+        return [m for m in named if m.benchmark == benchmark and metric in (None, plain(m.metric))]
+
+
+def plain(metric: str) -> str:
+    """A metric's name without lm-eval's filter: exact_match,get-answer is exact_match."""
+    return metric.partition(",")[0]
+
+
+def gather(sweep: Sweep, names: Sequence[str], table: Sequence[Row], asked: Iterable[str] = ()) -> Results:
+    """The values of a sweep's table.
+
+    Of several evaluations of one run under other conditions, that of the most items counts. Scores on the validation
+    split are left out: a search is no result.
+
+    Args:
+        sweep: what the table is of.
+        names: its columns.
+        table: its rows.
+        asked: settings that a value's place tells besides the axes.
+    """
+    by_id = sweep.by_id()
+    models = {run.choices["model"]: run.config.model for run in sweep.runs}
+    planned: dict[tuple[str, str], list[int]] = {}
+    for run in sweep.runs:
+        for scoring in run.scorings:
+            for name, _ in scoring.benchmarks:
+                planned.setdefault((run.id, name), []).extend(scoring.steps)
+    further = names[len(FIRST) : -len(LAST)]
+    results = Results(axes=tuple(dict.fromkeys((*MAIN_AXES, *further, *MERGED))))
+    results.parents = {run.id: run.parents for run in by_id.values() if run.kind == "merge"}
+    firsts = {name: b.metrics[0] for run in sweep.runs for s in run.scorings for name, b in s.benchmarks}
+    best: dict[tuple[Any, ...], Value] = {}
+    for row in table:
+        if str(row["benchmark"]).endswith(VALIDATION) or row["value"] is None:
+            continue
+        if not math.isfinite(row["value"]):
+            results.dropped += 1
+            continue
+        name = str(row["benchmark"]).partition("/")[0]
+        steps = planned.get((row["run_id"], name), [row["step"]])
+        model = models.get(row["model"])
+        place = {"kind": row["kind"], "base": row["base"]} | {axis: row.get(axis) for axis in results.axes}
+        if row["kind"] == "train":
+            run = by_id[row["run_id"]]
+            place |= {key: ",".join(map(str, v)) if isinstance(v := setting(run, key), list) else v
+                      for key in asked if key not in place}  # fmt: skip
+        place |= {TUNED: getattr(model, "instruction_tuned", None)}
+        place |= {FAMILY: getattr(model, "tuned_from", None) or row["model"]}
+        first, last = row["step"] == min(steps) < max(steps), row["step"] == max(steps)
+        numbers = (float(row["value"]), row["stderr"], row["n"])
+        value = Value(row["run_id"], place, row["seed"], row["step"], first, last, *numbers)
+        measure = Measure(str(row["benchmark"]), str(row["metric"]), row["judge"])
+        key = (measure, value.run_id, value.step, row["dataset"], row["preference"])
+        if key not in best or (value.n or 0) > (best[key].n or 0):
+            best[key] = value
+        results.better.setdefault(measure, row["higher_is_better"])
+    for (measure, *_), value in best.items():
+        results.values.setdefault(measure, []).append(value)
+    for measure in results.values:
+        wanted = firsts.get(measure.benchmark.partition("/")[0], "*")
+        if results.better[measure] is not None and (wanted == "*" or plain(measure.metric) == wanted):
+            known = {(m.benchmark, m.judge) for m in results.main}
+            if wanted != "*" or (measure.benchmark, measure.judge) not in known:
+                results.main.append(measure)
+    return results
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell's mean of one measure, at one step."""
+
+    measure: Measure
+    place: Mapping[str, Any]
+    step: int
+    score: Score
+    last: bool
+    by_seed: Mapping[Any, float]
+
+
+def cells(results: Results, measures: Iterable[Measure] | None = None) -> list[Cell]:
+    """The mean over seeds of every cell and step."""
+    found = []
+    for measure in measures if measures is not None else results.values:
+        groups: dict[tuple[Any, ...], list[Value]] = {}
+        for value in results.values.get(measure, ()):
+            groups.setdefault((*value.at(("kind", "base", *results.axes)), value.step), []).append(value)
+        for members in groups.values():
+            one = members[0]
+            mean = score([v.value for v in members], [v.error for v in members])
+            by_seed = {v.seed: v.value for v in members}
+            found.append(Cell(measure, one.place, one.step, mean, one.last, by_seed))
+    return found
+
+
+def cell_rows(results: Results, found: Sequence[Cell]) -> tuple[list[str], list[Row]]:
+    """Columns and rows of cells.csv."""
+    names = ["kind", *results.axes, "base", "step", "benchmark", "judge", "metric"]
+    names += ["mean", "low", "high", "interval_over", "seeds", "item_error", "wide_low", "wide_high"]
+    rows: list[Row] = []
+    for cell in found:
+        own, mean = cell.measure, cell.score
+        row = {axis: cell.place.get(axis) for axis in ("kind", "base", *results.axes)} | {"step": cell.step}
+        row |= {"benchmark": own.benchmark, "judge": own.judge, "metric": own.metric}
+        row |= {"mean": mean.mean, "low": mean.low, "high": mean.high, "interval_over": mean.basis or None}
+        row |= {"seeds": mean.seeds, "item_error": mean.items, "wide_low": mean.wide_low, "wide_high": mean.wide_high}
+        rows.append(row)
+    return names, rows

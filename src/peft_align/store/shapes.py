@@ -1,0 +1,169 @@
+"""What records hold that others read: checked where a record is read, so that nothing behind it stumbles.
+
+A shape is a type, or what is made of shapes: a dict of keys (those that end with "?" may be absent; others that a
+record has besides are its own business), Each (a mapping with any names), Items (a list), Maybe (or null).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LARGEST = 2**53  # of whole numbers: what every reader of JSON holds exactly
+
+
+@dataclass(frozen=True)
+class Each:
+    """A mapping from any names to one shape.
+
+    Attributes:
+        whole: the names are whole numbers, as text.
+        some: it is not empty.
+    """
+
+    shape: Any
+    whole: bool = False
+    some: bool = False
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list of one shape."""
+
+    shape: Any
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """A shape, or null."""
+
+    shape: Any
+
+
+@dataclass(frozen=True)
+class Finite:
+    """A number that is neither NaN nor infinite."""
+
+
+ANY = object()
+FINITE = Finite()
+FILES = Each({"size": int, "sha256": str})
+INPUTS = Each({"files": Each(ANY), "digest": str})
+METRIC = {
+    "name": str,
+    "value": float,
+    "stderr": Maybe(float),
+    "n": int,
+    "higher_is_better": Maybe(bool),
+    "part": str,
+    "bound?": Maybe(float),
+}
+TRAIN = {
+    "checkpoints": Each({"files": FILES, "digest": str}, whole=True, some=True),
+    "metrics": Each({"size": int}),
+    "parents": Each(Maybe(str)),
+    "inputs": INPUTS,
+    "data?": {"warning?": Maybe(str)},
+    "seconds?": {"total": FINITE},
+    "seconds_per_step?": FINITE,
+    "samples?": int,
+    "tokens?": FINITE,
+    "peak_memory_bytes?": {"resident": FINITE, "gpu": Maybe(FINITE)},
+}
+MERGE = {
+    "digest": str,
+    "parents": Each(Maybe(str)),
+    "saved": Each({"asked": Each(ANY), "files": FILES, "inputs": INPUTS}),
+}
+SCORED = {
+    "step": int,
+    "benchmark": str,
+    "base?": str,
+    "dataset": Maybe(str),
+    "preference": Maybe(str),
+    "metrics": Items(METRIC),
+    "files": FILES,
+}
+EVALUATION = SCORED | {"key": {"split?": str}, "inputs": INPUTS}
+JUDGEMENT = SCORED | {"key": {"judge": ANY}, "judge": str, "samples": FILES, "details?": {"warning?": str}}
+MANIFEST = {"command": Items(str), "config_dirs": Items(str)}
+SUBMISSION = {
+    "time": FINITE,
+    "sweep": str,
+    "name": str,
+    "user": str,
+    "runs": Items(str),
+    "report?": Maybe(str),
+    "arrays": Items({"name": str, "job": Maybe(str), "tasks": Items(Items(str))}),
+}
+# What a run says of itself while it is not done: each is used by itself, and left out where it is of another type.
+NOTES: Mapping[str, Any] = {
+    "stage": str,
+    "kind": str,
+    "reason": str,
+    "host": str,
+    "log": str,
+    "task": Maybe(str),
+    "time": FINITE,
+    "pid": int,
+    "step": Maybe(int),
+    "of": Maybe(int),
+    "loss": Maybe(float),
+    "eta": Maybe(FINITE),
+    "seconds_per_step": Maybe(FINITE),
+    "reached": Items(int),
+}
+
+
+def sound(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes that are what they should be."""
+    return {key: value for key, value in notes.items() if key not in NOTES or wrong(value, NOTES[key]) is None}
+
+
+def wrong(value: Any, shape: Any, at: str = "") -> str | None:
+    """What of a value is not of its shape, with its place; None if all of it is."""
+    if shape is ANY or (isinstance(shape, Maybe) and value is None):
+        return None
+    if isinstance(shape, Maybe):
+        return wrong(value, shape.shape, at)
+    if isinstance(shape, (Each, dict)):
+        return _wrong_mapping(value, shape, at) if isinstance(value, Mapping) else f"{at or 'it'} is no mapping"
+    if isinstance(shape, Items):
+        if not isinstance(value, list):
+            return f"{at or 'it'} is no list"
+        told = (wrong(each, shape.shape, f"{at}[{i}]") for i, each in enumerate(value))
+        return next(filter(None, told), None)
+    return None if _is(value, shape) else f"{at or 'it'} is not {NAMES[shape]}"
+
+
+def _wrong_mapping(value: Mapping[str, Any], shape: Each | dict[str, Any], at: str) -> str | None:
+    before = f"{at}." if at else ""
+    if isinstance(shape, dict):
+        for key, inner in shape.items():
+            name = key.removesuffix("?")
+            if name not in value and name == key:
+                return f"{before}{name} is missing"
+            if name in value and (told := wrong(value[name], inner, f"{before}{name}")):
+                return told
+        return None
+    if shape.some and not value:
+        return f"{at} is empty"
+    if shape.whole and (odd := next((name for name in value if not (name.isascii() and name.isdigit())), None)):
+        return f"{before}{odd} is named after no whole number"
+    of_each = (wrong(each, shape.shape, f"{before}{name}") for name, each in value.items())
+    return next(filter(None, of_each), None)
+
+
+NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", FINITE: "a finite number"}
+
+
+def _is(value: Any, shape: Any) -> bool:
+    if shape is bool or shape is str:
+        return isinstance(value, shape)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    if isinstance(value, int):
+        return abs(value) <= LARGEST
+    return shape is float or (shape is FINITE and math.isfinite(value) and abs(value) <= LARGEST)
