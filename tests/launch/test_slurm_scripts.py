@@ -20,7 +20,7 @@ from peft_align.errors import InputError
 from peft_align.grid.planner import Planner
 from peft_align.grid.runs import Sweep
 from peft_align.grid.serialize import run_from_plain
-from peft_align.launch import job, queue
+from peft_align.launch import job, job_file, queue
 from peft_align.launch.local import CPU_MEMORY
 from peft_align.launch.slurm import SlurmLauncher
 from peft_align.store import code
@@ -331,14 +331,14 @@ def test_a_task_does_the_runs_of_its_line(array: tuple[Path, dict[str, Any], lis
     folder, told, tasks = array
     assert [len(task) for task in tasks] == [2, 2, 1]
     for index, task in enumerate(tasks):
-        assert [plain["id"] for plain in job._of_array(folder, told, str(index))] == task
+        assert [plain["id"] for plain in job_file.of_array(folder, told, str(index))] == task
 
 
 @pytest.mark.parametrize("index", [3, 1000, -1])
 def test_a_task_that_has_no_line_says_so(array: tuple[Path, dict[str, Any], list[list[str]]], index: int) -> None:
     folder, told, _ = array
     with pytest.raises(SystemExit, match=f"00-train-evaluate.cells has no line {index}") as caught:
-        job._of_array(folder, told, str(index))
+        job_file.of_array(folder, told, str(index))
     assert str(folder) in str(caught.value)
 
 
@@ -346,7 +346,7 @@ def test_a_line_with_a_run_that_there_is_not_says_which(array: tuple[Path, dict[
     folder, told, tasks = array
     (folder / told["cells"]).write_text(f"{tasks[0][0]} another-run\n", encoding="utf-8")
     with pytest.raises(SystemExit, match=r"runs.json has no another-run"):
-        job._of_array(folder, told, "0")
+        job_file.of_array(folder, told, "0")
 
 
 @pytest.mark.parametrize("index", ["7", "one"])
