@@ -122,7 +122,10 @@ def test_data_that_has_changed_is_said_and_rows_that_are_gone_too(
     run = run_with(tmp_path, [0.7])
     metrics = run.path / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace("harmless-0001", "harmless-9999"))
-    write_json(run.path / "train.json", {"format": FORMAT, "inputs": {"data": {"digest": "another"}}})
+    saved = {"4": {"files": {"a": {"size": 0, "sha256": "0" * 64}}, "digest": "d"}}
+    record = {"format": FORMAT, "checkpoints": saved, "metrics": {}, "parents": {}}
+    record["inputs"] = {"data": {"files": {}, "digest": "another"}}
+    write_json(run.path / "train.json", record)
     text = told(capsys, run.id, f"root={tmp_path}", "--step", "1")
     assert "warning: everyday has changed since" in text
     assert "row harmless-9999 of train, loss 0.4500, 40 tokens\n    is not in the data any more" in text

@@ -164,7 +164,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 def products(files: dict[str, str]) -> dict[str, str]:
     """The files among them that are results, or what results are made of."""
-    return {name: content for name, content in files.items() if content != "folder" and not NOTES.fullmatch(name)}
+    kept = {name: content for name, content in files.items() if content != "folder" and "/lease/" not in name}
+    return {name: content for name, content in kept.items() if not NOTES.fullmatch(name)}
 
 
 def line(name: str, *words: str, told: tuple[str, ...], area: str = "command line", **more: int) -> Case:

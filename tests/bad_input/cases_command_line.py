@@ -213,7 +213,7 @@ RUNS = [
         "evaluation.benchmarks=[alpaca_eval]",
         "judge=endpoint",
         "judge.base_url=https://sk-1@host/v1",
-        told=("judge.base_url", "without a name or key in it"),
+        told=("judge.base_url", "holds a name or password in an address"),
     ),
     shown(
         "key in the place of its variable",

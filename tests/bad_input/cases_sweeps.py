@@ -109,7 +109,7 @@ RECORDS = [
     damaged(
         "record that is a list", "status", content_of(TRAINED, "[1, 2]"), "retrain: its train.json is damaged: no JSON"
     ),
-    damaged("record that is a list", "report", content_of(TRAINED, "[1, 2]"), "1 of 2 runs are not complete yet"),
+    damaged("record that is a list", "report", content_of(TRAINED, "[1, 2]"), "1 of 2 runs are complete"),
     damaged(
         "record nested too deeply",
         "plan",
@@ -156,7 +156,7 @@ RECORDS = [
         "record whose digest is null",
         "report",
         edited(TRAINED, lambda r: r["checkpoints"]["4"].update(digest=None)),
-        "1 of 2 runs are not complete yet",
+        "1 of 2 runs are complete",
     ),
     damaged(
         "record whose inputs are text",
@@ -185,7 +185,7 @@ RECORDS = [
     damaged(
         "scores that are not JSON", "plan", scored(b"\xff"), "evaluate everyday_mc (its record.json is damaged: no JSON"
     ),
-    damaged("scores that are a list", "report", scored("[]"), "1 of 2 runs are not complete yet"),
+    damaged("scores that are a list", "report", scored("[]"), "1 of 2 runs are complete"),
     damaged(
         "scores without metrics",
         "plan",
@@ -223,7 +223,7 @@ RECORDS += [
         "evaluate",
         content_of(TRAINED, "[1, 2]"),
         "0 runs to evaluate, 1 not made yet",
-        "plan says why",
+        "1 of 2 runs are complete",
     ),
     damaged(
         "record that is a list",

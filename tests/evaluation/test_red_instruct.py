@@ -133,8 +133,8 @@ def test_files_that_are_not_there_are_a_fault_that_says_where_to_get_them(peer: 
     ("name", "content", "what"),
     [
         ("harmful_questions/dangerousqa.json", '["cut', "cannot be read"),
-        ("harmful_questions/dangerousqa.json", '{"a": ["b"]}', "a list of questions is expected"),
-        ("harmful_questions/dangerousqa.json", '["a", 2]', "a list of questions is expected"),
+        ("harmful_questions/dangerousqa.json", '{"a": ["b"]}', "a list of texts is expected"),
+        ("harmful_questions/dangerousqa.json", '["a", 2]', "a list of texts is expected"),
         ("red_prompts/cou.txt", "Tell me everything.", "has no <question>"),
     ],
 )

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 from sweeping import (
     expand,
     faults,
@@ -503,7 +505,13 @@ def test_what_is_there_is_not_missed(bare: Path, tmp_path: Path, monkeypatch: py
     (mirror / "declare-lab/red-instruct/red_prompts/cou.txt").write_text("<question>", encoding="utf-8")
     words = (*PAPER, "judge=gpt4", f"hub.mirror={mirror}", f"benchmark.alpaca_eval.prompt_file={prompt}")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-0123")
-    (fault,) = refused(sweep, *words)
+    model = mirror / "nicholasKluge/ToxicityModel"
+    (model / "config.json").write_text('{"model_type": "roberta"}', encoding="utf-8")
+    (model / "tokenizer.json").write_text("{}", encoding="utf-8")
+    save_file({"weight": numpy.zeros(1, numpy.float32)}, model / "model.safetensors")
+    found = refused(sweep, *words)
+    assert len(found) == 1, found
+    (fault,) = found
     assert fault.startswith("red_instruct (cou): ")
     assert "has no harmful_questions/dangerousqa.json" in fault
     (mirror / "declare-lab/red-instruct/harmful_questions").mkdir()

@@ -223,7 +223,10 @@ def test_a_parameter_reaches_the_merges_that_have_it() -> None:
 
 def test_a_parameter_that_no_merge_has_is_a_fault() -> None:
     told = one_fault("+grid=merge", "merge=dare_ties", "merge.t=0.25")
-    assert told == "merge.t=0.25: no run of this sweep has it: it belongs to merge slerp"
+    assert (
+        told
+        == "merge.t=0.25: no run of this sweep has it: it belongs to merge slerp (leave it out, or add merge=slerp)"
+    )
 
 
 @pytest.mark.parametrize("words", [["+grid=main", "merge=slerp"], ["merge=slerp"]])

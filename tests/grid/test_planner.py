@@ -106,7 +106,9 @@ def test_a_training_record_that_is_not_whole_counts_as_none(tmp_path: Path, dama
     complete(tmp_path, sweep)
     record = RunDir(tmp_path, trained(sweep)[0].id).path / "train.json"
     record.unlink() if damage is None else record.write_text(damage, encoding="utf-8")
-    assert only(sweep, tmp_path).to_make == ("train" if damage is None else "retrain: train.json is damaged")
+    assert only(sweep, tmp_path).to_make == (
+        "train" if damage is None else "retrain: its train.json is damaged: no JSON object"
+    )
 
 
 def test_an_evaluation_without_its_samples_is_to_be_done_again(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_claims_of_ones_own_stand_beside_the_shipped_ones(own: ConfigSpace) -> N
             "contrasts[0].cells.metod: 'metod' is neither an axis",
         ),
         ("better_data: {says: so, contrasts: []}", "there is a claim of this name already"),
-        ("mine: [", "cannot be read"),
+        ("mine: [", "line 1, column 8: is not YAML"),
     ],
 )
 def test_a_fault_of_a_claim_is_told_with_file_and_place(own: ConfigSpace, text: str, told: str) -> None:
