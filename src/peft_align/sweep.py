@@ -41,8 +41,8 @@ def verb(argv: list[str]) -> int:
         return 0
     for run in asked.sweep.runs:  # what a killed process left complete is put in its place, the rest goes
         directory = RunDir(asked.root, run.id)
-        is_complete = (directory.attempt / "train.json").is_file()
-        if is_complete or directory.progress() or directory.failure():
+        signs = ("attempt/train.json", "progress.json", "failed.json")
+        if any((directory.path / sign).is_file() for sign in signs):
             with directory.lock() as mine:
                 if mine:
                     directory.commit_attempt()

@@ -25,6 +25,7 @@ Prepare = Callable[[Path], list[str]]
 # What work that failed may leave behind beside its products: why it failed, what it was, what it had found out before.
 NOTES = re.compile(
     r"(.*/)?(runs/[^/]+/(run|failed|progress)\.json|runs/[^/]+/(history\.jsonl|lock|train\.log)|runs/[^/]+/attempt/.*"
+    r"|.*\.damaged\.json"
     r"|(sweeps|tokenized|reference|judges)/.*)"
 )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_align.errors import disk_fault
+from peft_align.terminal import say
 
 DISK = 64  # the exit code of code_of_disk is this and the errno
 PR_SET_PDEATHSIG = 1
@@ -85,7 +86,7 @@ def code_of_disk(error: OSError) -> int:
     if told is None:
         raise error
     with suppress(OSError):
-        print(told, file=sys.stderr)
+        say(told, file=sys.stderr)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - or the interpreter fails over what is unwritten
     return DISK + int(error.errno or 0)
 
