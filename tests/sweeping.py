@@ -20,6 +20,7 @@ from peft_align.grid.planner import Item, Judgement, Planner, Request, adapter_d
 from peft_align.grid.runs import Run, Sweep
 from peft_align.store.records import Digests, digest_of, inventory, link_tree, sha256, write_json
 from peft_align.store.runs import FORMAT, RunDir, step_name
+from peft_align.store.sweeps import write_manifest
 
 
 @functools.cache
@@ -171,6 +172,18 @@ def finish_judgement(root: Path, judgement: Judgement, metrics: Sequence[Mapping
     }
     write_json(folder / "record.json", record)
     return folder
+
+
+def finish_sweep(root: Path, *words: str) -> Sweep:
+    """Leave a sweep's training runs and evaluations on disk as jobs do, with its manifest."""
+    sweep = expand(*words)
+    for run in trained(sweep):
+        finish_training(root, run)
+    for item in plan(sweep, root):
+        for request in item.requests:
+            finish_evaluation(root, request, [metric("acc", 0.5)])
+    write_manifest(root / "sweeps/adhoc-0", list(words), [], [run.id for run in sweep.runs])
+    return sweep
 
 
 def metric(name: str, value: float, **more: Any) -> dict[str, Any]:

@@ -15,6 +15,16 @@ def shown(name: str, *words: str, told: tuple[str, ...], faults: int = 1) -> Cas
     return line(name, "plan", *words, told=told, faults=faults)
 
 
+def each_told(name: str, *words: str) -> Case:
+    """A command line of `plan` each of whose words has a fault of its own."""
+    told = tuple(f"  - {word.removeprefix('+') if 'grid=' in word else word}: " for word in words)
+    return shown(name, *words, told=told, faults=len(words))
+
+
+FAULTY = (
+    *("--jsn", "--multirun", "a=[1", "~seed", "hydra.vrbose=1", "seed=", "+grdi=full"),
+    *("method.betta=.2", "model=mistal_7b", "peft.r=0", "root=a,b", "train.micro_batch_size=1,2"),
+)
 KEYS = [
     shown("misspelled key", "method=dpo", "method.betta=.2", told=("method.betta=.2: no such key", "'method.beta'?")),
     shown("misspelled key with +", "+method.betta=.2", told=("+method.betta=.2: no such key", "'method.beta'?")),
@@ -282,55 +292,9 @@ SELECTIONS = [
 ]
 
 SEVERAL = [
-    shown(
-        "the line and its keys",
-        "--jsn",
-        "--multirun",
-        "a=[1",
-        "~seed",
-        "hydra.vrbose=1",
-        "seed=",
-        "+grdi=full",
-        "method.betta=.2",
-        "model=mistal_7b",
-        "peft.r=0",
-        "root=a,b",
-        "train.micro_batch_size=1,2",
-        faults=12,
-        told=tuple(
-            f"  - {word}: "
-            for word in (
-                "--jsn",
-                "--multirun",
-                "a=[1",
-                "~seed",
-                "hydra.vrbose=1",
-                "seed=",
-                "+grdi=full",
-                "method.betta=.2",
-                "model=mistal_7b",
-                "peft.r=0",
-                "root=a,b",
-                "train.micro_batch_size=1,2",
-            )
-        ),
-    ),
-    shown(
-        "a grid and its overrides",
-        "+grid=quikstart",
-        "+grid=mian",
-        "model=mistal_7b",
-        "peft.r=eight",
-        faults=4,
-        told=tuple(f"  - {word}: " for word in ("grid=quikstart", "grid=mian", "model=mistal_7b", "peft.r=eight")),
-    ),
-    shown(
-        "a flag and an operational axis",
-        "--jsn",
-        "evaluation.limit=1,2",
-        faults=2,
-        told=("  - --jsn: ", "  - evaluation.limit=1,2: "),
-    ),
+    each_told("the line and its keys", *FAULTY),
+    each_told("a grid and its overrides", "+grid=quikstart", "+grid=mian", "model=mistal_7b", "peft.r=eight"),
+    each_told("a flag and an operational axis", "--jsn", "evaluation.limit=1,2"),
     shown(
         "values that are found while building",
         "train.checkpoint_steps=[900]",

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bad_input import REFUSED, TOLD, Case, as_plain_user, write
-from sweeping import expand, finish_evaluation, finish_training, metric, plan, trained
+from sweeping import finish_sweep, trained
 
 from peft_align.grid.runs import Run
-from peft_align.store.sweeps import write_manifest
 
 WORDS = (
     *("model=tiny", "dataset=everyday", "method=sft", "peft=lora", "train.max_steps=4"),
@@ -23,15 +22,7 @@ Damage = Callable[[Path], object]
 
 def done(folder: Path, words: tuple[str, ...] = WORDS) -> Run:
     """A sweep under folder/outputs that is done; returns its first training run."""
-    sweep, root = expand(*words), folder / "outputs"
-    run, *_ = trained(sweep)
-    for each in trained(sweep):
-        finish_training(root, each)
-    for item in plan(sweep, root):
-        for request in item.requests:
-            finish_evaluation(root, request, [metric("acc", 0.5)])
-    write_manifest(root / "sweeps/adhoc-0", list(words), [], [each.id for each in sweep.runs])
-    return run
+    return trained(finish_sweep(folder / "outputs", *words))[0]
 
 
 def damaged(

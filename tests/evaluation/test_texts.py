@@ -250,9 +250,10 @@ def test_thoughts_and_outer_blanks_are_cut_only_where_they_are_to_be(
     """What the model is taken to have written stands in its journal."""
     written = " <think>Hm.</think> An answer. \n"
     ask(benchmark, QUESTIONS[:1])
-    head, line = ask.path.read_text(encoding="utf-8").splitlines()
-    entry = json.loads(line) | {"raw": written}
-    ask.path.write_text(f"{head}\n{json.dumps(entry)}\n", encoding="utf-8")
+    head = json.loads(ask.path.read_text(encoding="utf-8").splitlines()[0])["head"]
+    (entry,) = Journal(ask.path, head).entries
+    ask.path.unlink()
+    Journal(ask.path, head).append([entry | {"raw": written}])
     (sample,) = ask(benchmark, QUESTIONS[:1])
     assert (sample["output"], sample["raw"]) == (output, written)
 

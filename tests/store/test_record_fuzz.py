@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sweeping import expand, finish_evaluation, finish_training, metric, plan, trained
+from sweeping import expand, finish_sweep, trained
 
 from peft_align.cli import Asked
 from peft_align.config.command_line import parse
@@ -23,7 +23,7 @@ from peft_align.report import write_report
 from peft_align.store.runs import RunDir
 from peft_align.store.shapes import EVALUATION, JUDGEMENT, MERGE, NOTES, SUBMISSION, TRAIN, sound, wrong
 from peft_align.store.submissions import submissions, unreadable
-from peft_align.store.sweeps import latest_manifest, write_manifest
+from peft_align.store.sweeps import latest_manifest
 
 WORDS = (
     *("model=tiny", "dataset=everyday", "method=sft", "peft=lora", "train.max_steps=4"),
@@ -42,13 +42,7 @@ values = st.recursive(
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root in which a sweep is done."""
     root = tmp_path_factory.mktemp("done") / "outputs"
-    sweep = expand(*WORDS)
-    for run in trained(sweep):
-        finish_training(root, run)
-    for item in plan(sweep, root):
-        for request in item.requests:
-            finish_evaluation(root, request, [metric("acc", 0.5)])
-    write_manifest(root / "sweeps/adhoc-0", list(WORDS), [], [run.id for run in sweep.runs])
+    finish_sweep(root, *WORDS)
     return root
 
 

@@ -22,7 +22,6 @@ from peft_align.store.records import (
     atomic_write,
     cache_dir,
     complete,
-    damage_of,
     digest_of,
     forget_damage,
     inventory,
@@ -35,6 +34,7 @@ from peft_align.store.records import (
     verify,
     write_json,
 )
+from peft_align.store.runs import damage
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -121,17 +121,17 @@ def test_a_record_that_was_written_without_a_seal_is_read(tmp_path: Path) -> Non
 
 def test_a_record_that_was_set_aside_is_absent_and_says_why_until_it_is_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "train.json"
-    assert damage_of(path) == ""
+    assert damage(path, {}) is None
     write_json(path, {"a": 1})
     set_aside(path, "weights are damaged")
     assert read_json(path) is None
-    assert damage_of(path) == "weights are damaged"
+    assert damage(path, {}) == "weights are damaged"
     assert (read_json(notice_of(path)) or {})["record"] == {"a": 1}
     forget_damage(path)
     forget_damage(path)
-    assert (damage_of(path), list(tmp_path.iterdir())) == ("", [])
+    assert (damage(path, {}), list(tmp_path.iterdir())) == (None, [])
     path.write_text("{", encoding="utf-8")
-    assert damage_of(path) == "train.json is damaged"
+    assert damage(path, {}) == "its train.json is damaged: no JSON object"
 
 
 @pytest.mark.parametrize("known", ["size", "sha256"])
@@ -216,8 +216,8 @@ def test_digests_of_another_process_are_kept_and_a_damaged_memory_is_no_fault(tm
     one.save()
     two.save()
     assert {Path(name).name for name in read_json(memory) or {}} == {"a", "b"}
-    for damage in ("{", json.dumps({str((tmp_path / "a").resolve()): "what"})):
-        memory.write_text(damage, encoding="utf-8")
+    for content in ("{", json.dumps({str((tmp_path / "a").resolve()): "what"})):
+        memory.write_text(content, encoding="utf-8")
         assert Digests(memory).of(tmp_path / "a") == sha256(tmp_path / "a")
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from peft_align.store.records import Damaged, Digests, damage_of, inventory, read_json, write_json
-from peft_align.store.runs import FORMAT, PRODUCTS, RunDir, step_name
+from peft_align.store.records import Damaged, Digests, inventory, read_json, write_json
+from peft_align.store.runs import FORMAT, PRODUCTS, RunDir, damage, step_name
+from peft_align.store.shapes import TRAIN
 
 STEPS = ("step-000002", "step-000004")
 MUTATIONS = ("unlink", "rename", "replace", "rmdir", "mkdir", "remove", "link")
@@ -257,7 +258,7 @@ def test_a_product_is_checked_against_its_record_when_it_is_read(tmp_path: Path)
     assert directory.train_record() == record
     directory.discard_record("rotten")
     assert directory.train_record() is None
-    assert damage_of(directory.path / "train.json") == "rotten"
+    assert damage(directory.path / "train.json", TRAIN) == "rotten"
 
 
 def test_asking_whether_a_run_is_locked_makes_nothing(tmp_path: Path) -> None:

@@ -188,9 +188,10 @@ class OutOfMemoryError(RuntimeError):
         ValueError("of any kind"),
     ],
 )
-def test_what_a_process_fails_with_is_recorded_as_if_the_worker_had(error: Exception) -> None:
+def test_what_a_process_fails_with_is_recorded_as_if_the_worker_had(error: Exception, tmp_path: Path) -> None:
     told = _error(json.loads(json.dumps(_plain(error))))
-    assert (reason(told), kind_of(told), details(told)) == (reason(error), kind_of(error), details(error))
+    recorded = reason(told, tmp_path), kind_of(told), details(told)
+    assert recorded == (reason(error, tmp_path), kind_of(error), details(error))
     if isinstance(error, InputError):
         assert isinstance(told, InputError)
         assert told.faults == error.faults

@@ -19,6 +19,7 @@ from helpers import interrupted, left, run_of, steps_of_states, trained, traject
 
 from peft_align.grid.runs import Run
 from peft_align.models.loading import Base, load_base
+from peft_align.store.records import read_json, write_json
 from peft_align.store.runs import RunDir
 from peft_align.training import recorder, state
 from peft_align.training.numerics import TrainingFailed
@@ -161,7 +162,8 @@ def test_the_state_before_a_damaged_one_is_gone_on_from(
     assert steps_made(run, root, base) == [3, 4]
     told = capsys.readouterr().out
     if (name, damage) != ("record.json", Path.unlink):  # without one, it was never whole
-        assert f"the training state step-000003 is passed over: {newest / name} is damaged" in told
+        what = "missing" if damage is Path.unlink else "damaged"
+        assert f"the training state step-000003 is passed over: {newest / name} is {what}" in told
     assert_same(root, whole, run)
 
 
@@ -232,10 +234,9 @@ def test_a_state_of_other_data_is_not_gone_on_from(stopped: Path, base: Base, tm
     run, root = run_of(*SMALL), tmp_path / "cut"
     shutil.copytree(stopped, root)
     for folder in RunDir(root, run.id).states():
-        record = json.loads((folder / "record.json").read_text())
+        record = read_json(folder / "record.json") or {}
         record["inputs"]["data"] = "another digest"
-        del record["sha256"]
-        (folder / "record.json").write_text(json.dumps({**record, "sha256": state._digest(record)}))
+        write_json(folder / "record.json", record)
     assert steps_made(run, root, base) == [1, 2, 3, 4]
 
 

@@ -72,10 +72,10 @@ def classifier(judge: Classifier, mirror: str | None) -> Callable[[Sequence[str]
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from peft_align.models.loading import DTYPES, cannot_be_loaded, check_weights, device, refuse_others
+    from peft_align.models.loading import DTYPES, cannot_be_loaded, check_folder, check_weights, device
 
     folder = find_folder(judge.hub_id, judge.revision, mirror)
-    refuse_others(folder)
+    check_folder(folder)
     with cannot_be_loaded(folder):
         model, found = AutoModelForSequenceClassification.from_pretrained(
             folder,

@@ -29,10 +29,9 @@ from peft_align.models import tokenizer
 from peft_align.models.tokenizer import check_vocabulary, load_tokenizer
 from peft_align.store.hub import commit_of, find_repository, model_folder
 from peft_align.store.records import Digests, cache_dir, digest_of, inventory, remove_tree, sync_tree, umask, write_json
-from peft_align.store.weights import WHOLE
+from peft_align.store.weights import WHOLE, model_faults
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 IDENTIFYING = (
     *("*.safetensors", "config.json", "tokenizer*", "*.model", "*.jinja"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
@@ -155,7 +154,7 @@ def load_causal_lm(
     Raises:
         InputError: they cannot be read.
     """
-    refuse_others(folder)
+    check_folder(folder)
     with cannot_be_loaded(folder):
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -176,20 +175,10 @@ def load_causal_lm(
     return model, tokenizer
 
 
-def refuse_others(folder: Path) -> None:
-    """Raise InputError for a folder whose weights are pickled, or that is no model alone.
-
-    transformers would put an adapter that lies there on the model, and take another model for the base that it names.
-    """
-    if (folder / "adapter_config.json").is_file():
-        hint = "score it with adapter=FOLDER, or merge it into its base"
-        raise InputError([Fault(str(folder), "holds an adapter (adapter_config.json), not a model alone", hint)])
-    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
-    if pickled and not any(folder.glob("*.safetensors")):
-        hint = "convert them to safetensors: save_pretrained on a machine where you trust them"
-        raise InputError(
-            [Fault(str(folder), f"its weights are pickled ({pickled[0]}), which is never read here", hint)]
-        )
+def check_folder(folder: Path) -> None:
+    """Raise InputError for a folder that is no whole model, or not to be used: nothing of it is read then."""
+    if faults := model_faults(folder):
+        raise InputError(faults)
 
 
 def check_weights(folder: Path, found: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from peft_align.config.compose import ConfigSpace, read_yaml
 from peft_align.errors import Fault, InputError, suggest
 from peft_align.reporting.cells import Results
 from peft_align.reporting.comparisons import TOO_FEW, Compared, compare, effect_row
-from peft_align.reporting.contrasts import Contrast, files, load_sides, parse
+from peft_align.reporting.contrasts import Contrast, files, is_mapping, load_sides, parse
 from peft_align.reporting.statistics import holm
 from peft_align.reporting.table import Row
 
@@ -127,10 +127,8 @@ def _claim(
     space: ConfigSpace, name: str, node: Any, at: str, sides: dict[str, list[str]], faults: list[Fault]
 ) -> Claim | None:
     before = len(faults)
-    if not isinstance(node, dict):
-        faults.append(Fault(at, f"a mapping is expected, not {validate.show(node)}"))
+    if not is_mapping(node, at, KEYS, faults):
         return None
-    faults += [Fault(f"{at}.{key}", "no such key", suggest(str(key), KEYS)) for key in node if key not in KEYS]
     says, needs, declared = node.get("says"), node.get("needs", "all"), node.get("contrasts")
     if not isinstance(says, str) or not says.strip():
         faults.append(Fault(f"{at}.says", "is missing", "the claim in words"))

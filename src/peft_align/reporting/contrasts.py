@@ -72,15 +72,22 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def is_mapping(node: Any, at: str, keys: Sequence[str], faults: list[Fault]) -> bool:
+    """Whether a part of a file is a mapping; if not, or if it has other keys, that is added to `faults`."""
+    if not isinstance(node, dict):
+        faults.append(Fault(at, f"a mapping is expected, not {validate.show(node)}"))
+        return False
+    faults += [Fault(f"{at}.{key}", "no such key", suggest(str(key), keys)) for key in node if key not in keys]
+    return True
+
+
 def parse(
     space: ConfigSpace, name: str, node: Any, at: str, sides: Mapping[str, list[str]], faults: list[Fault]
 ) -> Contrast | None:
     """One contrast of a file; what is wrong with it is added to `faults`."""
     before = len(faults)
-    if not isinstance(node, dict):
-        faults.append(Fault(at, f"a mapping is expected, not {validate.show(node)}"))
+    if not is_mapping(node, at, KEYS, faults):
         return None
-    faults += [Fault(f"{at}.{key}", "no such key", suggest(str(key), KEYS)) for key in node if key not in KEYS]
     chosen = {key: _where(space, node[key], f"{at}.{key}", faults) for key in ("cells", "where") if key in node}
     moderators = {key: _where(space, node[key], f"{at}.{key}", faults) for key in MODERATORS if key in node}
     if "cells" not in node:

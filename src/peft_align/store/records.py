@@ -251,14 +251,6 @@ def set_aside(record: Path, what: str) -> None:
     record.unlink(missing_ok=True)
 
 
-def damage_of(record: Path) -> str:
-    """Of a record that cannot be read: why it was set aside, or that it is damaged itself; empty if it never was."""
-    notice = read_json(notice_of(record))
-    if notice is not None:
-        return str(notice.get("damage"))
-    return f"{record.name} is damaged" if record.is_file() else ""
-
-
 def forget_damage(record: Path) -> None:
     """It was written again."""
     notice_of(record).unlink(missing_ok=True)

@@ -305,7 +305,7 @@ def read_record(path: Path, shape: Any) -> dict[str, Any] | None:
 
 
 def damage(path: Path, shape: Any) -> str | None:
-    """Why a record that is there is not used; None if it is, or there is none."""
+    """Why a record is not used: it is damaged, or was set aside; None if it is used, or there never was one."""
     if not path.is_file():
         notice = read_json(notice_of(path))
         return str(notice.get("damage")) if notice else None

@@ -23,8 +23,14 @@ AGAIN = "fetch it again"
 
 
 def model_faults(folder: Path) -> list[Fault]:
-    """What is missing or damaged in a model's folder, as far as can be seen without loading it."""
+    """What is missing or damaged in a model's folder, or not to be used, as far as can be seen without loading it.
+
+    transformers would put an adapter that lies there on the model, and take another model for the base that it names.
+    """
     faults: list[Fault] = []
+    if (folder / ADAPTER_CONFIG).is_file():
+        hint = "score it with adapter=FOLDER, or merge it into its base"
+        faults.append(Fault(str(folder), f"holds an adapter ({ADAPTER_CONFIG}), not a model alone", hint))
     config = _json(folder / CONFIG, faults, WHOLE)
     if config is not None and not (config.get("model_type") or config.get("architectures")):
         faults.append(Fault(str(folder / CONFIG), "names no model_type", WHOLE))

@@ -8,8 +8,6 @@ threads and processes. Its record is written last and has a digest of every file
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -131,12 +129,7 @@ def _seal(directory: RunDir, folder: Path, content: dict[str, Any]) -> None:
     for above in (directory.state, directory.path):
         sync(above)
     files = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
-    plain = json.loads(json.dumps({**content, "files": files}, default=str))  # as it will be read
-    write_json(folder / RECORD, {**plain, "sha256": _digest(plain)})
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    write_json(folder / RECORD, {**content, "files": files})
 
 
 def find_state(
@@ -171,8 +164,8 @@ def find_state(
 
 def _verified(folder: Path, inputs: Mapping[str, Any], checkpoints: Collection[int]) -> dict[str, Any]:
     """The record of a state that is whole, of these inputs, and after no checkpoint that it lacks; or it raises."""
-    record = read_json(folder / RECORD) or {}
-    if record.pop("sha256", None) != _digest(record):
+    record = read_json(folder / RECORD)
+    if record is None:
         raise Damaged(f"{folder / RECORD} is damaged: its content is not the one recorded")
     if record["format"] != FORMAT:
         raise Unfit("it is of another version")
