@@ -357,5 +357,5 @@ def test_a_judge_is_found_in_the_mirror_by_its_name(one_logit: Path, tmp_path: P
 
 
 def test_a_folder_without_a_model_is_a_fault(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match=r"has no config\.json"):
         open_scorer(reward(tmp_path), None)

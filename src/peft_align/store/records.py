@@ -121,10 +121,15 @@ def write_json(path: Path, content: Mapping[str, Any], *, durable: bool = True) 
         temporary.write_bytes(_sealed(json.dumps(content, indent=1, ensure_ascii=False, default=str).encode()))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The record, or None if it is absent or not what was written. One without a seal is taken as it is."""
+def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any] | None:
+    """The record, or None if it is absent or not what was written.
+
+    Args:
+        path: of the record.
+        sealed: one without a seal is none; else it is taken as it is, for earlier versions wrote none.
+    """
     try:
-        content = json.loads(_unsealed(path.read_bytes()))
+        content = json.loads(_unsealed(path.read_bytes(), required=sealed))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
@@ -142,9 +147,11 @@ def _sealed(text: bytes) -> bytes:
     return text.removesuffix(b"\n}") + SEAL % hashlib.sha256(text).hexdigest().encode()
 
 
-def _unsealed(text: bytes) -> bytes:
-    """The JSON that was sealed. Raises ValueError if it is another one."""
+def _unsealed(text: bytes, *, required: bool) -> bytes:
+    """The JSON that was sealed. Raises ValueError if it is another one, or was not where it is required."""
     body, found, rest = text.rpartition(SEAL.partition(b"%")[0])
+    if not found and required:
+        raise ValueError("it has no seal")
     if not found:
         return text
     body += b"\n}"

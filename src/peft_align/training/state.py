@@ -2,7 +2,7 @@
 
 One is the weights, the optimizer, the schedule, the random states, the position in the data and the metrics so far,
 after a whole optimizer step. A run that goes on from it ends bit-identical to an undisturbed one on a CPU with the same
-threads and processes. Its record is written last and has a digest of every file, and of itself. The last ones are kept
+threads and processes. Its record is written last, sealed, and has a digest of every file. The last ones are kept
 (`train.keep_states`): one that is damaged is passed over for the one before.
 """
 
@@ -164,7 +164,7 @@ def find_state(
 
 def _verified(folder: Path, inputs: Mapping[str, Any], checkpoints: Collection[int]) -> dict[str, Any]:
     """The record of a state that is whole, of these inputs, and after no checkpoint that it lacks; or it raises."""
-    record = read_json(folder / RECORD)
+    record = read_json(folder / RECORD, sealed=True)
     if record is None:
         raise Damaged(f"{folder / RECORD} is damaged: its content is not the one recorded")
     if record["format"] != FORMAT:
