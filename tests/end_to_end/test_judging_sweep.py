@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from judge_server import JudgeServer, Reply, Request, samples_in
 
+from peft_align.store.journal import Journal, read_entries
 from peft_align.store.runs import RunDir
 
 pytestmark = pytest.mark.slow
@@ -232,14 +233,16 @@ def test_a_kill_while_texts_are_generated_loses_none_of_them(
     marked = tmp_path / "marked"  # a copy whose finished texts can be told from newly generated ones
     shutil.copytree(folder, marked)
     copy = marked / journal.relative_to(folder)
-    head, *entries = copy.read_bytes().splitlines()
-    changed = [json.loads(entry) | {"raw": f"kept {i}"} for i, entry in enumerate(entries[: len(lines)])]
-    copy.write_bytes(b"".join(line + b"\n" for line in [head, *(json.dumps(entry).encode() for entry in changed)]))
+    head = json.loads(copy.read_bytes().splitlines()[0])["head"]
+    kept = read_entries(copy, head)
+    assert len(kept) == len(lines)
+    changed = [entry | {"raw": f"kept {i}"} for i, entry in enumerate(kept)]
+    copy.unlink()
+    Journal(copy, head).append(changed)
 
     do(folder, "sweep", *words, *by(server))
     samples = {sample["id"]: sample for sample in samples_in(journal.parent)}
-    for line in lines:
-        entry = json.loads(line)
+    for entry in kept:
         assert {name: samples[entry["id"]][name] for name in entry} == entry
     assert not journal.exists()
     assert rows(folder) == rows(undisturbed)
