@@ -48,7 +48,7 @@ OF_THE_CLOCK = {
 }  # fmt: skip
 TEMPORARY = re.compile(r"(?!runs/).*/\.[^/]*\.tmp")  # a killed writer leaves it; those of a run go when it is done
 BESIDE = re.compile(  # what a disturbed sweep may leave besides
-    r"sweeps/[^/]+/jobs/.*|runs/[^/]+/history\.jsonl|(.*/)?lock|.*\.lock|runs/[^/]+/train\.log"
+    r"sweeps/[^/]+/jobs/.*|runs/[^/]+/lease/.*|runs/[^/]+/history\.jsonl|(.*/)?lock|.*\.lock|runs/[^/]+/train\.log"
 )
 
 

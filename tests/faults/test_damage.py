@@ -91,6 +91,7 @@ def found_and_mended(sweep: Disturbed, pattern: str, again: Sequence[str], how: 
         for p, stamp in before.items()
         if not any(str(p).startswith(place) for place in scope)
         and p.name not in ("train.log", "run.json", "lock", "history.jsonl")
+        and p.parent.name != "lease"
         and (not p.is_file() or (p.stat().st_ino, p.stat().st_mtime_ns) != stamp)
     ]
     assert not list(sweep.root.rglob("*.damaged.json"))
