@@ -23,6 +23,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "data/__pycache__/rows.pyc").write_bytes(b"compiled")
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    (tmp_path / "conf/published.csv").write_text("table,model\n", encoding="utf-8")
     monkeypatch.setattr(code, "package", lambda: folder)
     code_digest.cache_clear()
     return folder
@@ -49,6 +50,7 @@ def test_code_options_and_the_users_own_are_copied_without_what_python_compiled(
     found = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
     assert found == [
         "conf/config.yaml",
+        "conf/published.csv",
         "config-0/model/mine.yaml",
         "config-1/model/mine.yaml",
         "src/peft_align/__init__.py",
