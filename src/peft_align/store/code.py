@@ -75,7 +75,7 @@ def _digest(parts: Sequence[tuple[str, Path]]) -> str:
 
 
 def _files(name: str, folder: Path) -> Iterator[Path]:
-    """The files of a part, relative to its folder: of the code all, of options those that are read: by Hydra, and tables of the report.
+    """The files of a part, relative to its folder: of the code all, of options those that are read.
 
     A user's folder may hold anything: links to others, editors' locks, the sweeps themselves.
     """
