@@ -2,8 +2,8 @@
 
     python benchmarks/worker_memory.py
 
-The tiny model, SFT runs and then DPO runs, by launch/job.py's own Worker in a process of its own. What is loaded and
-built once comes with the first runs; what a later run leaves behind is growth. The table goes into docs/performance.md.
+The tiny model, SFT and DPO runs in turn, by launch/job.py's own Worker in a process of its own. What is loaded and
+built once comes with the first runs of each method; what a later run leaves behind is growth. The table goes into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def work(given: argparse.Namespace) -> list[int]:
         f"train.engine={given.engine}", f"train.max_steps={given.steps}", "train.batch_size=4", "train.max_length=200",
         "evaluation.benchmarks=[preference,everyday_mc]", "evaluation.heldout=8", "evaluation.limit=8",
     ]  # fmt: skip
-    runs = [run for run in build_sweep(ConfigSpace(), parse(words)).runs if run.kind == "train"][: given.runs]
+    runs = [run for run in build_sweep(ConfigSpace(), parse(words)).runs if run.kind == "train"]
+    runs = sorted(runs, key=lambda run: run.config.seed)[: given.runs]  # both methods among the first
     with tempfile.TemporaryDirectory() as name:
         assert Watched(Path(name), "sweep").work(runs)
     return found
