@@ -90,9 +90,7 @@ def plain(metric: str) -> str:
     return metric.partition(",")[0]
 
 
-def gather(
-    sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], asked: Iterable[str] = ()
-) -> Results:
+def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], asked: Iterable[str] = ()) -> Results:
     """The values of a sweep's table.
 
     Of several evaluations of one run under other conditions, that of the most items counts. Scores on the validation

@@ -174,9 +174,7 @@ def united(frames: Sequence[Frame]) -> Frame:
             runs[run.id] = run
             continue
         names = dict.fromkeys((*known.steps, *run.steps))
-        steps = {
-            name: tuple(dict.fromkeys((*known.steps.get(name, ()), *run.steps.get(name, ())))) for name in names
-        }
+        steps = {name: tuple(dict.fromkeys((*known.steps.get(name, ()), *run.steps.get(name, ())))) for name in names}
         parent_only = known.is_parent_only and run.is_parent_only
         runs[run.id] = dataclasses.replace(known, is_parent_only=parent_only, steps=steps)
     ordered = [run for run in runs.values() if run.kind != "baseline"]

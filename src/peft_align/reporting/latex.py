@@ -81,7 +81,11 @@ def tables(results: Results, sweep: Sweep | Frame | None = None) -> dict[str, st
 
 
 def _table(
-    layout: Layout, results: Results, measures: Mapping[str, Measure], measured: Sequence[Cell], sweep: Sweep | Frame | None
+    layout: Layout,
+    results: Results,
+    measures: Mapping[str, Measure],
+    measured: Sequence[Cell],
+    sweep: Sweep | Frame | None,
 ) -> str:
     own = [(line, cell) for cell in measured if (line := layout.line(cell.place)) is not None]
     if not own:

@@ -182,9 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _refuse  # noqa: N815
 
-    def _answer(
-        self, status: HTTPStatus, content: bytes, kind: str = TEXT, policy: str = FRAMED, **more: str
-    ) -> None:
+    def _answer(self, status: HTTPStatus, content: bytes, kind: str = TEXT, policy: str = FRAMED, **more: str) -> None:
         self.send_response(status)
         told = SAFE | {"Content-Security-Policy": policy, "Content-Type": kind, "Content-Length": str(len(content))}
         for name, value in (told | more).items():

@@ -147,10 +147,12 @@ def _check_rows(path: Path, frame: Frame, rows: Sequence[Row], faults: list[Faul
     ids = {run.id for run in frame.runs}
     wrongs = {(name, "is empty"): lambda row, name=name: row[name] is None for name in NEEDED}
     wrongs |= {
-        (name, "is not finite"): lambda row, name=name: row[name] is not None
-        and not math.isfinite(row[name])
-        and row["value"] is not None
-        and math.isfinite(row["value"])
+        (name, "is not finite"): lambda row, name=name: (
+            row[name] is not None
+            and not math.isfinite(row[name])
+            and row["value"] is not None
+            and math.isfinite(row["value"])
+        )
         for name in ("stderr", "bound")
     }
     wrongs["kind", f"is none of {', '.join(KINDS)}"] = lambda row: row["kind"] not in (None, *KINDS)

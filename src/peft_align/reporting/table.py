@@ -34,9 +34,7 @@ def columns(sweep: Sweep | Frame) -> list[str]:
     return [*FIRST, *(key for key in sweep.axis_keys if key not in (*MAIN_AXES, "seed")), *LAST]
 
 
-def rows(
-    sweep: Sweep, items: Sequence[Item], root: Path, identities: dict[str, list[Any]] | None = None
-) -> list[Row]:
+def rows(sweep: Sweep, items: Sequence[Item], root: Path, identities: dict[str, list[Any]] | None = None) -> list[Row]:
     """Every result of the sweep that is on disk, in the order of its runs. Parents that it only needs are left out.
 
     `identities`, what each judge is by its name, is added to: of several roots the same judges have the same names.
