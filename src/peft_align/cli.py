@@ -90,7 +90,7 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, own: Sequence[str] = 
 def remembered(
     manifest: Mapping[str, Any], root: Path, config_dirs: Sequence[Path] = (), own: Sequence[str] = (ADAPTER,)
 ) -> CommandLine:
-    """The command line that a sweep was started with, under the root where it lies now; folders of options are added."""
+    """The command line that a sweep was started with, under the root where it lies now; --config-dir adds."""
     words = [word for word in manifest["command"] if not word.lstrip("+").startswith("root=")]
     folders = dict.fromkeys([*manifest["config_dirs"], *map(str, config_dirs)])
     return parse([*words, f"root={root}", *(f"--config-dir={folder}" for folder in folders)], own=own)

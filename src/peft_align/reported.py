@@ -19,7 +19,6 @@ from peft_align.reporting.subject import Place, Subject, elsewhere, is_free, of_
 from peft_align.store.runs import RunDir
 from peft_align.store.sweeps import find_sweep, read_manifest, sweep_dir
 
-if TYPE_CHECKING:
 ANY_NUMBER = 10**6
 VALUES = {"--sweeps": (1, ANY_NUMBER), "--from": (1, ANY_NUMBER), "--to": (1, 1), "--serve": (0, 1), "--every": (1, 1)}
 FLAGS = ["--ended"]
@@ -145,6 +144,7 @@ def _alone(flag: str, rest: Sequence[str], keys: Sequence[str]) -> CommandLine:
 
 def _of_one(asked: Asked, to: Path | None) -> Source:
     """The sweep of a command line, or the one that was started last."""
+
     def subject() -> Subject:
         items = Planner(asked.root, asked.planner.mirror).plan(asked.sweep.runs)  # nothing remembered of before
         return elsewhere(of_sweep(asked.space, asked.sweep, [Place(asked.root, items)], asked.folder), to)

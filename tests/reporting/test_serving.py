@@ -63,9 +63,7 @@ def test_the_texts_stand_escaped_where_there_is_no_page_yet(server: ThreadingHTT
     assert "DPO &lt;script&gt;alert(1)&lt;/script&gt; wins" in text
 
 
-def test_the_page_is_shown_with_a_script_that_the_file_does_not_have(
-    server: ThreadingHTTPServer, folder: Path
-) -> None:
+def test_the_page_is_shown_with_a_script_that_the_file_does_not_have(server: ThreadingHTTPServer, folder: Path) -> None:
     whole = "<!doctype html><body>the page</body></html>"
     (folder / "report.html").write_text(whole, encoding="utf-8")
     for path in ("/", "/report.html"):

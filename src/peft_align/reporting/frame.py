@@ -1,7 +1,7 @@
 """What of a sweep its table does not say and the report needs: small enough to be kept in the table's own file.
 
-Of each run: what it is, where it belongs, at which steps its benchmarks are evaluated, and its settings, which claims and
-comparisons may name. With it results.parquet alone is enough for the report, on a machine that has neither the runs nor
+Of each run: what it is, where it belongs, at which steps its benchmarks are evaluated, and its settings, which claims
+and comparisons may name. With it results.parquet alone is enough for the report, on a machine that has neither the runs nor
 the options.
 """
 

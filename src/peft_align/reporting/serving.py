@@ -175,12 +175,12 @@ class _Handler(BaseHTTPRequestHandler):
         inert = suffix in (".html", ".svg")
         return self._answer(HTTPStatus.OK, content, TYPES[suffix], INERT if inert else FRAMED)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET
 
     def _refuse(self) -> None:
         self._answer(HTTPStatus.METHOD_NOT_ALLOWED, b"only GET and HEAD\n", Allow="GET, HEAD")
 
-    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _refuse  # noqa: N815
+    do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
 
     def _answer(self, status: HTTPStatus, content: bytes, kind: str = TEXT, policy: str = FRAMED, **more: str) -> None:
         self.send_response(status)
@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
     def version_string(self) -> str:
         return "peft_align"
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 

@@ -15,7 +15,7 @@ from peft_align.grid.runs import Sweep
 from peft_align.reporting.coverage import Coverage, coverage, of_table
 from peft_align.reporting.frame import Frame, frame_of
 from peft_align.reporting.stored import identity_of, read_tables
-from peft_align.reporting.table import Row, columns, judges_of, rows
+from peft_align.reporting.table import Row, judges_of, rows
 
 RECORDS = ("train.json", "merge.json", "failed.json")  # of a run, whose change changes the report
 

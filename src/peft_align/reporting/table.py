@@ -167,8 +167,8 @@ TYPES = {
 def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row], frame: Frame | None = None) -> None:
     """Write the rows as Parquet, typed: numbers as numbers, axes as numbers where all their values are.
 
-    With `frame` the file also says, in its metadata, what the report needs of the sweep, and which values of axes a typed
-    column has in another form (8 as 8.0, true as "True").
+    With `frame` the file also says, in its metadata, what the report needs of the sweep, and which values
+    of axes a typed column has in another form (8 as 8.0, true as "True").
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
