@@ -1,8 +1,8 @@
 """What of a sweep its table does not say and the report needs: small enough to be kept in the table's own file.
 
 Of each run: what it is, where it belongs, at which steps its benchmarks are evaluated, and its settings, which claims
-and comparisons may name. With it results.parquet alone is enough for the report, on a machine that has neither the runs nor
-the options.
+and comparisons may name. With it results.parquet alone is enough for the report, on a machine that has neither the runs
+nor the options.
 """
 
 from __future__ import annotations
