@@ -91,7 +91,7 @@ def wanted(argv: Sequence[str]) -> Wanted:
     """Read the command line of `report`. Raises InputError."""
     given, rest, faults = take_values(argv, VALUES)
     port = _number("--serve", given["--serve"] or ["0"], 0, 65535, faults) if "--serve" in given else None
-    every = _number("--every", given.get("--every", [str(EVERY)]), 0.1, 86400, faults)
+    every = _number("--every", given.get("--every") or [str(EVERY)], 0.1, 86400, faults)
     if "--every" in given and "--serve" not in given:
         faults.append(Fault("--every", "says how often a report that is served is written again", "add --serve"))
     if "--sweeps" in given and "--from" in given:

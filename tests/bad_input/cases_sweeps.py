@@ -482,19 +482,13 @@ def reported(name: str, *words: str, told: tuple[str, ...], faults: int = 1) -> 
 
 
 REPORTED = [
-    reported(
-        "no such sweep", "--sweeps", "man", told=("--sweeps man", "there is no such sweep under outputs", "adhoc-0")
-    ),
+    reported("no such sweep", "--sweeps", "man", told=("there is no such sweep under outputs", "adhoc-0")),
     reported("sweeps without a name", "--sweeps", told=("--sweeps: has no value",)),
     reported("sweep outside of a root", "--sweeps", "elsewhere", told=("give ROOT/sweeps/NAME",)),
     reported("sweeps with other settings", "--sweeps", "adhoc", "seed=1", told=("seed=1: with --sweeps",)),
-    reported(
-        "sweeps and a table", "--sweeps", "adhoc", "--from", "results.csv", told=("leave out --from or --sweeps",)
-    ),
+    reported("sweeps and a table", "--sweeps", "adhoc", "--from", "results.csv", told=("leave out --from or",)),
     reported("table that is a CSV", "--from", "results.csv", told=("is a CSV", "results.parquet")),
-    reported(
-        "tables that are none", "--from", "noise.parquet", "no.parquet", told=("damaged", "no such file"), faults=2
-    ),
+    reported("tables that are none", "--from", "noise.parquet", "no.parquet", told=("damaged", "no such"), faults=2),
     reported("folder of a sweep to write to", "--to", "elsewhere", told=("is the folder of a sweep",)),
     reported("file to write to", "--to", "results.csv", told=("is not a folder",)),
     reported("port that is none", "--serve", "web", told=("--serve web: is no whole number from 0 to 65535",)),
