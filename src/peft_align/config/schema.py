@@ -13,7 +13,6 @@ from peft_align.config.fields import operational, value
 from peft_align.config.judges import JUDGES, Classifier, Endpoint, LocalLM, NoJudge, Profanity
 from peft_align.config.launchers import LAUNCHERS, Debug, Local, Resources, Slurm
 
-
 LICENSE_FORM = (
     r"[a-z0-9][a-z0-9.+-]*",
     "is no licence as the hub writes them",

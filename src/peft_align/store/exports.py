@@ -35,9 +35,9 @@ def write_export(
         Damaged: a file is not what it should be.
         InputError: what is in its place is no export of ours, or was changed since.
     """
+    _remove_leftovers(target)
     known = export_fault(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
     fresh = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
     try:
         for name in files:
@@ -73,7 +73,7 @@ def _put(fresh: Path, target: Path) -> None:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Delete what a kill left of an export to this place."""
+    """Make good what a kill left between the two renames."""
     old = target.with_name(f".{target.name}.old.tmp")
     if old.is_dir() and not target.exists():
         old.replace(target)
