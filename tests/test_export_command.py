@@ -18,6 +18,7 @@ from sweeping import expand, finish_evaluation, finish_training, metric, plan, t
 from peft_align import export
 from peft_align.config.compose import ConfigSpace
 from peft_align.errors import InputError
+from peft_align.grid.planner import adapter_digest
 from peft_align.grid.runs import Run, Sweep
 from peft_align.grid.serialize import write_identity
 from peft_align.reporting.table import columns, rows
@@ -52,7 +53,8 @@ MADE = {
 
 def done(root: Path, *words: str, scores: Mapping[int, float] | None = None) -> Sweep:
     """A sweep of the study's kind that is done; scores by seed, of the base at -1."""
-    sweep = expand(*WORDS, *words, f"root={root}")
+    given = {word.partition("=")[0]: word for word in (*WORDS, *words)}
+    sweep = expand(*given.values(), f"root={root}")
     for run in sweep.runs:
         directory = RunDir(root, run.id)
         if run.kind == "train":
@@ -137,7 +139,7 @@ def test_the_scores_are_those_of_the_report(tmp_path: Path) -> None:
     folder = exports(root, first.id)
     found = row(folder, "everyday_mc")
     assert found[1:4] == ["acc ↑", "0.5", "0.56"]
-    assert found[4] == "0.4109 to 0.7091"  # 0.56 ± 4.3027 × 0.06 / √3
+    assert found[4] == "0.411 to 0.709"  # 0.56 ± 4.3027 × 0.06 / √3
     assert found[5:] == ["3", "16", "0.25"]
     table = rows(sweep, plan(sweep, root), root)
     assert "run_id" in columns(sweep)
@@ -147,7 +149,7 @@ def test_the_scores_are_those_of_the_report(tmp_path: Path) -> None:
 def test_with_one_seed_the_interval_is_over_the_items(tmp_path: Path) -> None:
     root = tmp_path / "outputs"
     (run,) = trained(done(root, "seed=3"))
-    assert row(exports(root, run.id), "preference")[4] == "0.255 to 0.745 (items)"
+    assert row(exports(root, run.id), "preference", "accuracy ↑")[4] == "0.255 to 0.745 (items)"
 
 
 def test_scores_of_another_adapter_and_of_the_validation_split_are_left_out(tmp_path: Path) -> None:
@@ -238,7 +240,7 @@ def merge_of(root: Path, saved: Mapping[str, Any]) -> tuple[Run, RunDir]:
             finish_training(root, run, inputs=SOURCES, **MADE)
     (merge,) = (run for run in sweep.runs if run.kind == "merge")
     directory = RunDir(root, merge.id)
-    parents = dict.fromkeys(merge.parents, "d" * 64)
+    parents = {parent: adapter_digest(RunDir(root, parent).train_record()) for parent in merge.parents}
     record = {"format": FORMAT, "run": merge.id, "stage": "merge", "digest": "f" * 64, "parents": parents}
     write_json(directory.path / "merge.json", {**record, "saved": dict(saved)})
     return merge, directory

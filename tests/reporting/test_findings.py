@@ -33,7 +33,8 @@ import sys
 from peft_align import VERB
 sys.argv = sys.argv[1:]
 code = VERB.main()
-print("loaded:", *(name for name in ("torch", "pandas", "scipy", "matplotlib", "wandb") if name in sys.modules), file=sys.stderr)
+unwanted = ("torch", "pandas", "scipy", "matplotlib", "wandb")
+print("loaded:", *(name for name in unwanted if name in sys.modules), file=sys.stderr)
 sys.exit(code)
 """
 
