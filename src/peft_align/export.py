@@ -135,7 +135,7 @@ def verb(argv: list[str]) -> int:
     text = card(adapter, trained, scores, licences, __version__)
     facts: dict[str, Any] = {"format": FORMAT, "run": adapter.directory.id, "kind": adapter.kind, "step": adapter.step}
     facts |= {"digest": adapter.digest, "template": adapter.config["model"]["template"]}
-    facts |= {"tokenizer": _tokenizer(adapter), "peft_align": __version__}
+    facts |= {"tokenizer": adapter.tokenizer, "peft_align": __version__}
     try:
         done = write_export(target, adapter.folder, adapter.files, {"README.md": text}, facts)
     except Damaged as damage:
@@ -207,16 +207,6 @@ def _shown(dirs: Sequence[Path]) -> dict[str, list[str]]:
             if isinstance(metrics, list):
                 found[path.stem] = [str(metric) for metric in metrics]
     return found
-
-
-def _tokenizer(adapter: Exported) -> dict[str, str]:
-    """sha256 of the files of the base's tokenizer, its chat template's among them."""
-    files = adapter.inputs["model"]["files"]
-    return {name: str(entry["sha256"]) for name, entry in files.items() if _is_of_tokenizer(name)}
-
-
-def _is_of_tokenizer(name: str) -> bool:
-    return "safetensors" not in name and name != "config.json"
 
 
 def main() -> int:

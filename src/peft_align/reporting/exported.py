@@ -12,6 +12,8 @@ from peft_align.errors import Fault, InputError, suggest
 from peft_align.store.records import read_json
 from peft_align.store.runs import MERGE, TRAIN, RunDir, damage
 
+# Groups of settings that a run of its kind has.
+SETTINGS = {"train": ("dataset", "preference", "method", "model", "peft", "train"), "merge": ("model", "base", "merge")}
 SHOWN = 5  # runs that a beginning is one of
 FINISH = "finish it: `python -m peft_align.status` shows it, the same sweep again does what is missing"
 
@@ -26,7 +28,7 @@ class Exported:
         step: of the training; None of a merge.
         folder, files, digest: the adapter, size and sha256 of each file, the digest that evaluations know it by.
         record: train.json or merge.json.
-        inputs: name, commit, files and digest of the base (`model`) and, of a training, of the data.
+        inputs: what was read: the base (`model`) and, of a training, the data.
     """
 
     directory: RunDir
@@ -46,6 +48,18 @@ class Exported:
     @property
     def kind(self) -> str:
         return str(self.identity["kind"])
+
+    @property
+    def base(self) -> Mapping[str, Any]:
+        """Name, commit, files and digest of the base, as far as they were recorded."""
+        return self.inputs.get("model") or {}
+
+    @property
+    def tokenizer(self) -> dict[str, str]:
+        """sha256 of each file of the base's tokenizer, its chat template among them."""
+        files = self.base.get("files") or {}
+        own = [name for name in files if "safetensors" not in name and name != "config.json"]
+        return {name: str(files[name].get("sha256")) for name in own}
 
     @property
     def is_last(self) -> bool:
@@ -80,7 +94,8 @@ def exported(directory: RunDir, step: int | None = None) -> Exported:
     """
     identity = read_json(directory.path / "run.json") or {}
     kind, config = identity.get("kind"), identity.get("config")
-    if kind not in ("train", "merge", "baseline", "external") or not isinstance(config, dict):
+    known = kind in ("train", "merge", "baseline", "external") and isinstance(config, dict)
+    if not known or not all(isinstance(config.get(group), dict) for group in SETTINGS.get(str(kind), ())):
         raise InputError([Fault(directory.id, "has no run.json that says what it is", FINISH)])
     if kind == "baseline":
         what = "is an unaligned base: there is no adapter"

@@ -93,7 +93,7 @@ def card(
         version: of this package.
     """
     base = adapter.config["model"]
-    name = _hub_name(base) or _folder_name(adapter.inputs["model"]["name"])
+    name = _hub_name(base) or _folder_name(adapter.base.get("name")) or "its base"
     blocks = [
         f"---\n{safe_dump(_front_matter(adapter, trained, licences), sort_keys=False, allow_unicode=True)}---",
         f"# {for_markdown(adapter.directory.id)}",
@@ -244,8 +244,9 @@ def _provenance(adapter: Exported, version: str) -> str:
         ("digest of the adapter", adapter.digest if adapter.kind == "train" else None),
         ("digest of the merge's recipe", adapter.digest if adapter.kind == "merge" else None),
         *((f"sha256 of {name}", entry["sha256"]) for name, entry in adapter.files.items()),
-        ("digest of the base", adapter.inputs["model"].get("digest")),
-        ("revision of the base", adapter.inputs["model"].get("commit") or adapter.config["model"].get("revision")),
+        ("digest of the base", adapter.base.get("digest")),
+        ("revision of the base", adapter.base.get("commit") or adapter.config["model"].get("revision")),
+        *((f"sha256 of the base's {name}", digest) for name, digest in adapter.tokenizer.items()),
         ("trained with peft_align", made.get("peft_align")),
         ("its code", made.get("code")),
         ("its commit", commit and f"{commit}{' (changed)' if git.get('dirty') else ''}"),

@@ -22,7 +22,7 @@ def snippet(adapter: Exported) -> str:
     more = ", BitsAndBytesConfig" if quantized else ""
     lines += [f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}", "", *_names(adapter, model)]
     arguments, keywords = ["BASE"], []
-    if revision := adapter.inputs["model"].get("commit") or (model["revision"] if model["source"] == "hub" else None):
+    if revision := adapter.base.get("commit") or (model["revision"] if model["source"] == "hub" else None):
         keywords.append(f"revision={revision!r}")
     lines.append(f"tokenizer = AutoTokenizer.from_pretrained({', '.join([*arguments, *keywords])})")
     if quantized:
@@ -58,7 +58,7 @@ def _names(adapter: Exported, model: Any) -> list[str]:
     hub_id = model["hub_id"]
     if model["source"] == "hub" and not Path(str(hub_id)).expanduser().is_absolute():
         return [f"BASE = {str(hub_id)!r}", 'ADAPTER = "."  # this folder, or its repository on the hub']
-    name = Path(str(adapter.inputs["model"]["name"])).name
+    name = Path(str(adapter.base.get("name", "its base"))).name
     return [f'BASE = "FOLDER"  # of {name}: it is not on the hub', 'ADAPTER = "."  # this folder']
 
 

@@ -1,4 +1,4 @@
-"""Where the metrics of a run go besides its own files: nowhere, or to Weights & Biases."""
+"""Where the metrics of a run, and a sweep's report, go besides their own files: nowhere, or to Weights & Biases."""
 
 from __future__ import annotations
 
