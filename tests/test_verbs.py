@@ -108,7 +108,7 @@ def test_faults_of_a_grid_file_are_told_with_grid_and_block(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["plan", "sweep"])
+@pytest.mark.parametrize("name", ["plan", "sweep", "export"])
 @pytest.mark.parametrize("words", [[], ["+grdi=full"], ["hydra.vrbose=1"], ["seed="]], ids=str)
 def test_refused_programs_exit_with_2(verb: Verb, tmp_path: Path, name: str, words: list[str]) -> None:
     done = verb(name, *words)

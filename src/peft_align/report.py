@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_align.cli import Asked, ask, run_verb
+from peft_align.config.schema import Wandb
 from peft_align.grid.planner import Item
 from peft_align.launch.outcome import settle
 from peft_align.reporting.table import columns, markdown, rows, write_csv, write_parquet
@@ -51,7 +52,12 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
         temporary.write_text(summary, encoding="utf-8")
     found = findings.find(asked.space, questions, asked.sweep, items, table)
     findings.write(found, folder)
-    told = "".join(f"warning: {warning}\n" for warning in data_warnings(items, asked.root))
+    warnings = data_warnings(items, asked.root)
+    if isinstance(tracker := asked.sweep.config.tracker, Wandb):
+        from peft_align.reporting.tracked import track_report
+
+        warnings += filter(None, [track_report(tracker, asked.sweep, folder, table, found)])
+    told = "".join(f"warning: {warning}\n" for warning in warnings)
     return f"{summary}\n{findings.summary(found)}{told}{len(table)} rows: {folder / 'results.csv'}\n"
 
 

@@ -211,9 +211,9 @@ def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
     judges = dict.fromkeys((str(row["benchmark"]).split(" (")[0], row["judge"]) for row in table if row["judge"])
     judged = ", ".join(f"{benchmark} by {judge}" for benchmark, judge in judges)
     note = "± is the 95% t interval over seeds." if any("±" in cell for line in body for cell in line) else ""
-    told = [fixed and f"{_for_markdown(fixed)}.", judged and f"Judged: {_for_markdown(judged)}.", note]
+    told = [fixed and f"{for_markdown(fixed)}.", judged and f"Judged: {for_markdown(judged)}.", note]
     caption = "\n".join(filter(None, told))
-    return f"{_align(head, body)}\n{caption}\n" if caption else _align(head, body)
+    return f"{aligned(head, body)}\n{caption}\n" if caption else aligned(head, body)
 
 
 def _by_judge(table: Sequence[Row]) -> list[Row]:
@@ -265,14 +265,14 @@ def _cell(values: Sequence[float] | None) -> str:
     return mean if interval.half_width is None else f"{mean} ± {interval.half_width:.3f}"
 
 
-def _for_markdown(text: str) -> str:
+def for_markdown(text: str) -> str:
     """A name as it stands in a table: with a bar it would begin another cell, with a < HTML."""
     return one_line(shown(text)).replace("|", "\\|").replace("<", "\\<")
 
 
-def _align(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def aligned(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up in a terminal."""
-    head, *body = ([_for_markdown(cell) for cell in line] for line in [head, *body])
+    head, *body = ([for_markdown(cell) for cell in line] for line in [head, *body])
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
 
     def one(line: Sequence[str]) -> str:
