@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ BASELINES = 2
 CUT = " [...] "
 
 
-@dataclass
+@dataclass(eq=False)
 class Answering:
     """One run's answers to one benchmark, at its last step."""
 
@@ -77,7 +77,7 @@ def answers(
     names = labels([item.run for item in items])
     groups = _groups(told.values())
     left, found = prompts, list[dict[str, Any]]()
-    opened: list[tuple[list[Answering], list[str], int]] = []
+    opened: list[tuple[list[Answering], dict[str, int], int]] = []
     for members in groups:
         if len(opened) == prompts:
             break
@@ -89,9 +89,9 @@ def answers(
         share = min(len(keys), -(-left // (len(opened) - i)))
         benchmark = chosen[0].request.benchmark
         start = seen.get(benchmark, 0)
-        wanted = [keys[(start + j) % len(keys)] for j in range(share)]
+        wanted = [list(keys)[(start + j) % len(keys)] for j in range(share)]
         seen[benchmark] = start + share
-        _read(chosen, wanted)
+        _read(chosen, {key: keys[key] for key in wanted})
         entries = [_entry(chosen, key, names, length, runs) for key in wanted]
         found += [entry for entry in entries if entry["answers"]]
         left -= share
@@ -100,7 +100,7 @@ def answers(
     return found
 
 
-def _groups(told: Any) -> list[list[Answering]]:
+def _groups(told: Iterable[Told]) -> list[list[Answering]]:
     """The runs that have answers, by base model and benchmark: all benchmarks of the first model come first."""
     found: dict[tuple[str, str], list[Answering]] = {}
     for own in told:
@@ -117,7 +117,7 @@ def _groups(told: Any) -> list[list[Answering]]:
                     _rate(there, scored)
                 continue
             before = last.get(request.benchmark)
-            if before is None or _rank(scored) > _rank(Scored(before.request, None, {})):
+            if before is None or _rank(request) > _rank(before.request):
                 last[request.benchmark] = Answering(own, request, [])
                 _rate(last[request.benchmark], scored)
         for benchmark, answering in last.items():
@@ -127,10 +127,10 @@ def _groups(told: Any) -> list[list[Answering]]:
     return [found[key] for key in order]
 
 
-def _rank(scored: Scored) -> tuple[int, int]:
+def _rank(request: Request) -> tuple[int, int]:
     """Of several evaluations of one run the last step counts, of those the one without a limit, or with a larger one."""
-    limit = scored.request.scoring.evaluation.limit
-    return scored.request.step, 2**62 if limit is None else limit
+    limit = request.scoring.evaluation.limit
+    return request.step, 2**62 if limit is None else limit
 
 
 def _rate(answering: Answering, scored: Scored) -> None:
@@ -142,8 +142,9 @@ def _rate(answering: Answering, scored: Scored) -> None:
             answering.higher_is_better = metric["higher_is_better"]
 
 
-def _open(members: Sequence[Answering]) -> tuple[list[Answering], list[str]]:
-    """The runs that are shown, and the keys of all prompts that the first of them answered, in the order of a hash."""
+def _open(members: Sequence[Answering]) -> tuple[list[Answering], dict[str, int]]:
+    """The runs that are shown, and the prompts that the first of them answered, in the order of a hash, with the place
+    in its file."""
     candidates = choose(members)
     while candidates:
         first = candidates[0]
@@ -153,8 +154,9 @@ def _open(members: Sequence[Answering]) -> tuple[list[Answering], list[str]]:
             _tell(first, FILE, error)
             candidates = candidates[1:]
             continue
-        return candidates, sorted(keys, key=lambda key: hashlib.sha256(key.encode()).digest())
-    return [], []
+        order = sorted(keys, key=lambda key: hashlib.sha256(key.encode(errors="replace")).digest())
+        return candidates, {key: keys[key] for key in order}
+    return [], {}
 
 
 def choose(members: Sequence[Answering], most: int = RUNS) -> list[Answering]:
@@ -191,30 +193,37 @@ def _folder(each: Answering) -> Path:
     return each.told.directory.evaluation(each.request.name)
 
 
-def _keys(each: Answering) -> list[str]:
-    """The prompts that a run answered. Raises one of BROKEN."""
-    keys: dict[str, None] = {}
-    for _, line in lines(_folder(each) / FILE):
+def _keys(each: Answering) -> dict[str, int]:
+    """The prompts that a run answered, with the place of the first answer. Raises one of BROKEN."""
+    keys: dict[str, int] = {}
+    for place, line in lines(_folder(each) / FILE):
         sample = sample_of(each.request.config, line, {})
         if sample is None:
-            return []  # a benchmark that chooses among answers
-        keys[sample.key] = None
-    return list(keys)
+            return {}  # a benchmark that chooses among answers
+        keys.setdefault(sample.key, place)
+    return keys
 
 
-def _read(chosen: Sequence[Answering], wanted: Sequence[str]) -> None:
+def _lines_of(each: Answering, wanted: Mapping[str, int]) -> dict[int, dict[str, Any]]:
+    """A run's answers to these prompts, by their place: where another run has them, or anywhere. Raises BROKEN."""
+    for places in (set(wanted.values()), None):
+        found: dict[int, dict[str, Any]] = {}
+        keys: set[str] = set()
+        for place, line in lines(_folder(each) / FILE, places):
+            sample = sample_of(each.request.config, line, {})
+            if sample is not None and sample.key in wanted and sample.key not in keys:
+                keys.add(sample.key)
+                found[place] = line
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def _read(chosen: Sequence[Answering], wanted: Mapping[str, int]) -> None:
     """Keep the samples of these prompts, of each run. What cannot be read is told, and left out."""
     for each in chosen:
         try:
-            there: dict[int, dict[str, Any]] = {}
-            keys: set[str] = set()
-            for place, line in lines(_folder(each) / FILE):
-                sample = sample_of(each.request.config, line, {})
-                if sample is not None and sample.key in wanted and sample.key not in keys:
-                    keys.add(sample.key)  # of several answers to a prompt, the first
-                    there[place] = line
-                if len(keys) == len(wanted):
-                    break
+            there = _lines_of(each, wanted)
         except BROKEN as error:
             _tell(each, FILE, error)
             continue

@@ -109,14 +109,16 @@ def cost_rows(
 def per_point_columns(results: Results) -> list[str]:
     """Columns of `per_point`."""
     names = ["kind", *results.axes, "base", "benchmark", "judge", "metric", "higher_is_better", "point", "baseline"]
-    return [*names, "mean", "gain", "gain_low", "gain_high", "hours", "device_kind", "hours_per_point", "seeds"]
+    names += ["mean", "gain", "gain_low", "gain_high", "is_gain_shown", "hours", "device_kind", "hours_per_point"]
+    return [*names, "seeds"]
 
 
 def per_point(found: Findings, rows: Sequence[Row]) -> list[Row]:
     """What a cell's gain over the unaligned base took, for each benchmark's main measure, at the last step.
 
     gain: in points, positive is better whatever the measure's direction; a point is a hundredth of a measure that is a
-    share, else one of its units (`point`). gain_low, gain_high: its 95% interval, which takes the base for exact.
+    share, else one of its units (`point`). gain_low, gain_high: its 95% interval, which takes the base for exact;
+    is_gain_shown: all of it is above 0.
     hours: what training one run of the cell took (cost_of's device_hours, the mean over its seeds; of a merge, the sum
     over its inputs); of evaluations nothing. hours_per_point: None where there is no gain, or it is not known.
 
@@ -180,6 +182,7 @@ def _point_row(
     row |= {"benchmark": measure.benchmark, "judge": measure.judge, "metric": measure.metric}
     row |= {"higher_is_better": better, "point": point, "baseline": base, "mean": score.mean}
     row |= {"gain": gain, "gain_low": low, "gain_high": high, "hours": one, "seeds": score.seeds}
+    row["is_gain_shown"] = None if low is None else low > 0
     row["device_kind"] = kinds.pop() if one is not None else None
     return row | {"hours_per_point": one / gain if one is not None and gain > 0 else None}
 
