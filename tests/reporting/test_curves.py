@@ -48,7 +48,9 @@ def test_curves_have_names_for_people_and_what_is_no_number_is_null(tmp_path: Pa
     path = tmp_path / "metrics.jsonl"
     line = {"step": 1, "loss": 0.7, "grad_norm": 2.0, "rewards/margins": 0.1, "rewards/accuracies": 1.0}
     more = {"rows": ['train:1", "rows": '], "row_tokens": [1], "row_losses": [0.7]}
-    path.write_text("".join(json.dumps(each) + "\n" for each in ({**line, **more}, line | {"step": 2, "loss": math.nan})))
+    path.write_text(
+        "".join(json.dumps(each) + "\n" for each in ({**line, **more}, line | {"step": 2, "loss": math.nan}))
+    )
     curves, unread = read_curves(path)
     assert unread == 0
     assert curves == {
@@ -61,8 +63,8 @@ def test_curves_have_names_for_people_and_what_is_no_number_is_null(tmp_path: Pa
 
 def test_lines_that_are_damaged_are_counted_and_the_others_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    whole, cut = b"{\"step\": 1, \"loss\": 2.0}\n", b"{\"step\": 2, \"lo\n\xff\xfe\n[1]\n"
-    path.write_bytes(whole + cut + b"{\"step\": \"4\", \"loss\": 1}\n{\"step\": 5, \"loss\": 1.0}\n")
+    whole, cut = b'{"step": 1, "loss": 2.0}\n', b'{"step": 2, "lo\n\xff\xfe\n[1]\n'
+    path.write_bytes(whole + cut + b'{"step": "4", "loss": 1}\n{"step": 5, "loss": 1.0}\n')
     assert read_curves(path) == ({"loss": [[1, 2.0], [5, 1.0]]}, 4)
 
 

@@ -19,6 +19,7 @@ from peft_align.reporting.details import details
 from peft_align.reporting.failures import log_end
 from peft_align.reporting.provenance import provenance
 from peft_align.reporting.told import told_of
+from peft_align.store import records
 from peft_align.store.runs import RunDir
 
 WORDS = ["model=tiny", "dataset=everyday", "peft=lora", "train.max_steps=4", "evaluation.benchmarks=[real_toxicity]"]
@@ -27,6 +28,7 @@ WORDS = ["model=tiny", "dataset=everyday", "peft=lora", "train.max_steps=4", "ev
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(records, "sync", lambda path: None)  # nothing is lost here that matters
 
 
 def of(items: list[Item], root: Path) -> list[dict[str, Any]]:

@@ -247,9 +247,7 @@ def _tell(each: Answering, name: str, error: BaseException) -> None:
     each.told.faults.append(f"evaluations/{each.request.name}/{name} cannot be read: {what}")
 
 
-def _entry(
-    chosen: Sequence[Answering], key: str, names: Mapping[str, str], length: int, runs: int
-) -> dict[str, Any]:
+def _entry(chosen: Sequence[Answering], key: str, names: Mapping[str, str], length: int, runs: int) -> dict[str, Any]:
     those = [each for each in chosen if key in each.samples]
     found = [each.samples[key] for each in those]
     request = chosen[0].request
@@ -262,9 +260,7 @@ def _entry(
         if found[0].reference is not None:
             reference, whose = (shown(part) for part in found[0].reference)
             entry["reference"] = {"label": whose, "text": reference[:length], "cut": len(reference) > length}
-    entry["answers"] = [
-        _answer(each, sample, names, length) for each, sample in zip(those, found, strict=True)
-    ]
+    entry["answers"] = [_answer(each, sample, names, length) for each, sample in zip(those, found, strict=True)]
     return entry
 
 

@@ -166,9 +166,7 @@ def _took(
     return (math.fsum(known), kinds.pop()) if whole else (None, None)
 
 
-def _point_row(
-    results: Results, cell: Cell, base: float, took: Sequence[tuple[float | None, str | None]]
-) -> Row:
+def _point_row(results: Results, cell: Cell, base: float, took: Sequence[tuple[float | None, str | None]]) -> Row:
     measure, score = cell.measure, cell.score
     better, point = results.better[measure], _point(results, measure)
     sign = -1.0 if better is False else 1.0
@@ -192,4 +190,3 @@ def _point(results: Results, measure: Measure) -> float:
     name = plain(measure.metric)
     named = name in SHARES or name.endswith(SHARES_END)
     return 0.01 if named and all(0 <= value.value <= 1 for value in results.values[measure]) else 1.0
-

@@ -20,9 +20,7 @@ from peft_align.reporting.told import Told, labels, told_of
 from peft_align.terminal import shown
 
 
-def details(
-    items: Sequence[Item], root: Path, told: Mapping[str, Told] | None = None
-) -> dict[str, dict[str, Any]]:
+def details(items: Sequence[Item], root: Path, told: Mapping[str, Told] | None = None) -> dict[str, dict[str, Any]]:
     """What is known of each run, by its id, as JSON has it; parents that the sweep only needs too.
 
     Each has: label, kind, state (done, failed, missing), reason (None if done), is_parent_only, config (dotted key:

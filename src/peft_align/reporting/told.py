@@ -89,7 +89,9 @@ class Told:
         kept = {name: record[name] for name in names if name in record}
         kept["details"] = {"warning": part(record, "details", "warning")}
         key = record.get("key")
-        kept["key"] = {name: key[name] for name in ("split", "judge") if name in key} if isinstance(key, Mapping) else {}
+        kept["key"] = (
+            {name: key[name] for name in ("split", "judge") if name in key} if isinstance(key, Mapping) else {}
+        )
         kept["inputs"] = self._once({name: _source(given) for name, given in _mapping(record.get("inputs")).items()})
         kept["provenance"] = self._once(_mapping(record.get("provenance")))
         return kept
