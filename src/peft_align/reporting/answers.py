@@ -56,22 +56,23 @@ def answers(
     """Prompts with the answers of several runs at their last step, as JSON has it.
 
     The prompts are spread over the benchmarks that have texts, and over the base models: answers are beside those of
-    their own base. Which prompts, a hash decides, so that it is always the same. Of many runs, 12 answer a prompt: up to
-    two unaligned bases, the best and the worst by the benchmark's main measure, and of the others one for each method
-    in turn, each from another cell as long as there is one.
+    their own base. Which prompts, a hash decides, so that it is always the same. Of many runs, 12 answer a prompt: up
+    to two unaligned bases, the best and the worst by the benchmark's main measure, and of the others one for each
+    method in turn, each from another cell as long as there is one.
 
     Args:
         items: the state of the runs.
         root: where they lie.
         prompts: how many, at most.
-        length: characters of a prompt and of an answer; of a longer prompt the middle is left out, of an answer the end.
+        length: characters of a prompt and of an answer; of a longer prompt the middle is left out, of an answer the
+            end.
         told: what was read of the runs, to which is added what could not be; None: it is read now.
 
     Returns:
         For each prompt: benchmark, model, prompt, prompt_cut, sensitive (it asks for harm, or a judge found harm in an
         answer), runs (that have answers to this benchmark), shown (of these), chosen (how, in words), reference (label,
-        text, cut; what answers are compared with, or None), and answers, the unaligned base's first: run_id, label, text,
-        cut, ended, scores. Texts are rid of secrets and of control characters, and escaped for nothing else.
+        text, cut; what answers are compared with, or None), and answers, the unaligned base's first: run_id, label,
+        text, cut, ended, scores. Texts are rid of secrets and of control characters, and escaped for nothing else.
     """
     told = told_of(items, root) if told is None else told
     names = labels([item.run for item in items])
@@ -128,7 +129,7 @@ def _groups(told: Iterable[Told]) -> list[list[Answering]]:
 
 
 def _rank(request: Request) -> tuple[int, int]:
-    """Of several evaluations of one run the last step counts, of those the one without a limit, or with a larger one."""
+    """Of several evaluations of one run the last step counts, of those the one without a limit, or with the largest."""
     limit = request.scoring.evaluation.limit
     return request.step, 2**62 if limit is None else limit
 

@@ -12,8 +12,8 @@ from peft_align.config.identity import base_identity
 from peft_align.config.schema import GROUPS, MAIN_AXES, TRAINING_GROUPS
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Run
-from peft_align.reporting.coverage import state
 from peft_align.reporting.cost import cost_of
+from peft_align.reporting.coverage import state
 from peft_align.reporting.curves import points_for, read_curves
 from peft_align.reporting.table import measured_on
 from peft_align.reporting.told import Told, labels, told_of

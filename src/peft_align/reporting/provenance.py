@@ -28,8 +28,8 @@ class Provenance:
         code: version, commit, dirty, digest; runs.
         packages: package, version; runs. A package of several versions has several rows.
         devices: stage (training, evaluation, judging), kind (GPU, CPU), device; runs.
-        datasets: use (training, or the benchmark), pairs (option, preference, split; None: not of pairs), name, revision
-            (that was asked for; None: unpinned, or none), commit, digest; runs.
+        datasets: use (training, or the benchmark), pairs (option, preference, split; None: not of pairs), name,
+            revision (that was asked for; None: unpinned, or none), commit, digest; runs.
         models: option, name, revision, commit, digest; runs.
         judges: benchmark, judge; runs.
         commands: that the sweep was started with, as they can be typed.

@@ -1,4 +1,4 @@
-"""The samples of evaluations as people read them: prompt, answer, what was said of it. Of a file, a few lines are kept."""
+"""The samples of evaluations as people read them: prompt, answer, and what was said of it."""
 
 from __future__ import annotations
 
