@@ -115,7 +115,7 @@ def test_other_pairs_of_a_dataset_have_other_digests_without_a_warning(tmp_path:
 
 
 def test_weights_that_differ_are_warned_of_and_a_warning_of_a_record_is_told_once(tmp_path: Path) -> None:
-    weights = [{"model": {"name": "m", "commit": "1" * 40, "digest": c * 64}} for c in "ab"]
+    weights = [{"model": {"name": "m", "commit": "1" * 40, "digest": c * 64, "files": {}}} for c in "ab"]
     told = {"warning": "97 rows, where 100 are known"}
     differently = {i: {"inputs": weights[i], "data": told} for i in (0, 1)}
     found = of(tmp_path, "peft=lora", "seed=0,1", differently=differently)

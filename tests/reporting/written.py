@@ -29,11 +29,11 @@ def made_on(hardware: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     return own | {"packages": packages, "hardware": dict(hardware)} | more
 
 
-def trained_in(seconds: float, hardware: Mapping[str, Any] = CPU, **more: Any) -> dict[str, Any]:
-    """What a record of a training of 16 samples tells."""
+def trained_in(took: float, hardware: Mapping[str, Any] = CPU, **more: Any) -> dict[str, Any]:
+    """What a record of a training of 16 samples tells that took so many seconds."""
     on_gpu = 3e9 if hardware["gpu"] else None
-    own: dict[str, Any] = {"samples": 16, "tokens": 1600, "tokens_per_second": 1600 / seconds, "processes": 1}
-    own |= {"seconds": {"total": seconds + 1, "training": seconds}, "packed_with": [], "seconds_per_step": seconds / 4}
+    own: dict[str, Any] = {"samples": 16, "tokens": 1600, "tokens_per_second": 1600 / took, "processes": 1}
+    own |= {"seconds": {"total": took + 1, "training": took}, "packed_with": [], "seconds_per_step": took / 4}
     own |= {"peak_memory_bytes": {"resident": 2e9, "gpu": on_gpu}, "provenance": made_on(hardware)}
     return own | more
 
