@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from peft_align.reporting.curves import FEWEST, POINTS, points_for, read_curves, thinned
+from peft_align.reporting.curves import FEWEST, POINTS, Point, points_for, read_curves, thinned
 
 
 def test_a_long_curve_keeps_its_ends_and_each_spike() -> None:
     values = [math.sin(i / 50) for i in range(5000)]
     values[1234], values[4001] = 90.0, -70.0
-    curve = [[i, value] for i, value in enumerate(values)]
+    curve: list[Point] = [[i, value] for i, value in enumerate(values)]
     kept = thinned(curve, 200)
     assert len(kept) <= 200
     assert (kept[0], kept[-1]) == (curve[0], curve[-1])
@@ -25,12 +25,12 @@ def test_a_long_curve_keeps_its_ends_and_each_spike() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 2, 199, 200])
 def test_a_short_curve_stays_as_it_is(length: int) -> None:
-    curve = [[float(i), float(i)] for i in range(length)]
+    curve: list[Point] = [[i, i] for i in range(length)]
     assert thinned(curve, 200) == curve
 
 
 def test_a_value_that_is_no_number_stays_in_a_thinned_curve_beside_the_spikes() -> None:
-    curve = [[i, 1.0] for i in range(1000)]
+    curve: list[Point] = [[i, 1.0] for i in range(1000)]
     curve[500][1], curve[501][1] = None, 50.0
     kept = thinned(curve, 50)
     assert len(kept) <= 50

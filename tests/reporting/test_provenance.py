@@ -78,7 +78,7 @@ def test_records_that_do_not_say_where_they_were_made_are_no_proof_of_a_cpu(tmp_
     sweep = expand(*WORDS, "peft=lora")
     finish_training(tmp_path, trained(sweep)[0])
     found = provenance(plan(sweep, tmp_path), tmp_path)
-    assert found.sentences == ["1 runs have records that do not say on what device they were made."]
+    assert found.sentences == ["1 run has records that do not say on what device they were made."]
 
 
 def test_versions_and_code_that_differ_are_told_with_counts(tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ def _point_row(results: Results, cell: Cell, base: float, took: Sequence[tuple[f
     better, point = results.better[measure], _point(results, measure)
     sign = -1.0 if better is False else 1.0
     bounds = [None if v is None else sign * (v - base) / point for v in (score.low, score.high)]
-    low, high = bounds if better is not False else reversed(bounds)
+    low, high = bounds[::-1] if better is False else bounds
     gain = sign * (score.mean - base) / point
     kinds = {kind for _, kind in took}
     known = [taken for taken, _ in took if taken is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from peft_align.reporting.curves import points_for, read_curves
 from peft_align.reporting.table import measured_on
 from peft_align.reporting.told import Told, labels, told_of
 from peft_align.terminal import shown
+
+shown_once = functools.lru_cache(maxsize=4096)(shown)  # names that thousands of runs share
 
 
 def details(items: Sequence[Item], root: Path, told: Mapping[str, Told] | None = None) -> dict[str, dict[str, Any]]:
@@ -48,7 +51,7 @@ def details(items: Sequence[Item], root: Path, told: Mapping[str, Told] | None =
             "label": shown(names[run.id]),
             "kind": run.kind,
             "state": at,
-            "reason": shown(reason) if reason else None,
+            "reason": shown_once(reason) if reason else None,
             "is_parent_only": run.is_parent_only,
             "config": _config(run, plain),
             "parents": list(run.parents),
@@ -70,6 +73,8 @@ def _damage(item: Item) -> list[str]:
 
 def _config(run: Run, plain: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """The options that were chosen, and the settings that make it another run than others."""
+    groups: tuple[str, ...]
+    chosen: tuple[str, ...]
     if run.kind == "train":
         groups, chosen = TRAINING_GROUPS, (*MAIN_AXES, "train")
     elif run.kind == "merge":
@@ -104,7 +109,7 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    return shown(str(value))
+    return shown_once(str(value))
 
 
 def _curves(told: Told, points: int) -> dict[str, list[list[float | None]]]:
@@ -137,9 +142,9 @@ def _scores(told: Told) -> list[list[Any]]:
         judge = record.get("judge")
         for metric in record["metrics"]:
             numbers = [_finite(metric.get(name)) for name in ("value", "stderr")]
-            name = shown(str(metric["name"]))
-            place = [record["step"], shown(measured_on(told.run, record, metric)), name]
-            found.append([*place, *numbers, metric["n"], shown(judge) if judge else None])
+            name = shown_once(str(metric["name"]))
+            place = [record["step"], shown_once(measured_on(told.run, record, metric)), name]
+            found.append([*place, *numbers, metric["n"], shown_once(judge) if judge else None])
     return found
 
 

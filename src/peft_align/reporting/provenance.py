@@ -94,8 +94,9 @@ def provenance(items: Sequence[Item], root: Path, told: Mapping[str, Told] | Non
                 code.add(run.id, *own, text(made, "code"))
                 for name, version in _versions(made):
                     packages.add(run.id, name, version)
-            kind, name = device(record) or (None, None)
-            devices.add(run.id, stage, kind, name)
+            if stage != "merging":
+                kind, name = device(record) or (None, None)
+                devices.add(run.id, stage, kind, name)
             if stage == "judging":
                 judges.add(run.id, text(record, "benchmark"), text(record, "judge"))
             for name, read in (part(record, "inputs") or {}).items():
@@ -157,9 +158,10 @@ def device_sentences(devices: _Counted) -> list[str]:
                 found.append(f"{_runs(gpu)} {STAGES[stage]} on a GPU, {cpu} on a CPU: their speed is not comparable.")
     elif "CPU" in told:
         found.append("No record of this sweep names a GPU; some do not say what they were made on.")
-    unknown = set().union(*(kinds.get(None, set()) for kinds in by_stage.values()))
+    unknown = {run for kinds in by_stage.values() for run in kinds.get(None, ())}
     if unknown:
-        found.append(f"{len(unknown)} runs have records that do not say on what device they were made.")
+        have = "1 run has" if len(unknown) == 1 else f"{len(unknown)} runs have"
+        found.append(f"{have} records that do not say on what device they were made.")
     return found
 
 
@@ -171,7 +173,8 @@ def _never_on_gpu(items: Sequence[Item], told: Mapping[str, Told]) -> list[str]:
     """The options of which no record was made on a GPU, where others were."""
     seen: dict[tuple[str, str], set[str]] = {}
     for item in items:
-        kinds = {place[0] for _, record in told[item.run.id].records() if (place := device(record))}
+        made = [record for stage, record in told[item.run.id].records() if stage != "merging"]
+        kinds = {place[0] for record in made if (place := device(record))}
         for axis in AXES:
             option = item.run.axes.get(axis)
             if isinstance(option, str) and kinds:

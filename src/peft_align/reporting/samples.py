@@ -73,8 +73,9 @@ def sample_of(benchmark: Benchmark, line: Mapping[str, Any], judged: Mapping[str
     for judge, said in judged.items():
         for name in SAID:
             if name in said:
-                own, value = ("win", _win(said[name])) if name == "preference" else (name, _score(said[name]))
-                scores[own if len(judged) == 1 else f"{own} ({judge})"] = value
+                own = "win" if name == "preference" else name
+                own = own if len(judged) == 1 else f"{own} ({judge})"
+                scores[own] = _win(said[name]) if name == "preference" else _score(said[name])
     unsafe = isinstance(benchmark, OverRefusal) and line.get("safe") is False
     ended, reference = line.get("ended"), line.get("reference_output")
     return Sample(

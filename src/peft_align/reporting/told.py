@@ -64,6 +64,12 @@ class Told:
         return {} if record is None else self._kept(record, TRAINED)
 
     @cached_property
+    def merge(self) -> dict[str, Any]:
+        """Likewise the record of a merge: a recipe, which takes no time and no device."""
+        record = self.directory.merge_record() if self.run.kind == "merge" else None
+        return {} if record is None else self._kept(record, ("finished",))
+
+    @cached_property
     def failure(self) -> dict[str, Any] | None:
         """Why it stopped, if it is not done."""
         return None if self.item.done or self.item.failure is None else self.directory.failure()
@@ -73,7 +79,7 @@ class Told:
         """The evaluations of the sweep that are there as planned, each followed by its judgings."""
         missing = {id(request) for request, _ in self.item.missing}
         unjudged = {id(judgement) for judgement, _ in self.item.unjudged}
-        found = []
+        found: list[tuple[Request, Judgement | None, dict[str, Any] | None]] = []
         for request in self.item.requests:
             if id(request) in missing:
                 continue
@@ -100,9 +106,9 @@ class Told:
         return self.same.setdefault(json.dumps(value, sort_keys=True), value)
 
     def records(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """All records with what was done for them: training, evaluation, judging."""
-        found = [("training", self.train)] if self.train else []
-        return found + [("evaluation" if s.judgement is None else "judging", s.record) for s in self.scored]
+        """All records with what was done for them: training, merging, evaluation, judging."""
+        made = [(stage, record) for stage, record in (("training", self.train), ("merging", self.merge)) if record]
+        return made + [("evaluation" if s.judgement is None else "judging", s.record) for s in self.scored]
 
 
 def told_of(items: Sequence[Item], root: Path) -> dict[str, Told]:
