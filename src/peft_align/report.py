@@ -3,6 +3,7 @@
 results.csv, .parquet, .md    every result; mean ± 95% interval over seeds
 findings.md                   sentences: comparisons, claims, published numbers, each with its interval and its runs
 comparisons.csv claims.csv published.csv coverage.csv cells.csv front.csv variance.csv tables/*.tex    docs/results.md
+cost.csv failures.csv         what each run took; why runs failed, with the end of their logs
 
 usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--config-dir DIR]
 
@@ -20,14 +21,14 @@ flags:
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from peft_align.cli import Asked, ask, run_verb
 from peft_align.config.schema import Wandb
 from peft_align.grid.planner import Item
 from peft_align.launch.outcome import settle
 from peft_align.reporting.table import columns, markdown, rows, write_csv, write_parquet
+from peft_align.reporting.told import Told, text, told_of
 from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir
 from peft_align.terminal import say
@@ -39,10 +40,11 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
     Raises:
         InputError: conf/report/ has faults.
     """
-    from peft_align.reporting import findings  # imports numpy
+    from peft_align.reporting import cost, failures, findings  # import numpy
 
     questions = findings.load_questions(asked.space)
-    table = rows(asked.sweep, items, asked.root)
+    told = told_of(items, asked.root)
+    table = rows(asked.sweep, items, asked.root, told)
     names = columns(asked.sweep)
     folder = asked.folder
     summary = markdown(asked.sweep, table)
@@ -52,25 +54,24 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
         temporary.write_text(summary, encoding="utf-8")
     found = findings.find(asked.space, questions, asked.sweep, items, table)
     findings.write(found, folder)
-    warnings = data_warnings(items, asked.root)
+    write_csv(folder / "cost.csv", cost.COLUMNS, cost.cost_rows(items, asked.root, table, told))
+    write_csv(folder / "failures.csv", failures.FAILURES, failures.failure_rows(items, asked.root, told))
+    warnings = data_warnings(told)
     if isinstance(tracker := asked.sweep.config.tracker, Wandb):
         from peft_align.reporting.tracked import track_report
 
         warnings += filter(None, [track_report(tracker, asked.sweep, folder, table, found)])
-    told = "".join(f"warning: {warning}\n" for warning in warnings)
-    return f"{summary}\n{findings.summary(found)}{told}{len(table)} rows: {folder / 'results.csv'}\n"
+    warned = "".join(f"warning: {warning}\n" for warning in warnings)
+    return f"{summary}\n{findings.summary(found)}{warned}{len(table)} rows: {folder / 'results.csv'}\n"
 
 
-def data_warnings(items: Sequence[Item], root: Path) -> list[str]:
+def data_warnings(told: Mapping[str, Told]) -> list[str]:
     """What the records say against the data that was read, and against a judge's answers, once each."""
     found: dict[str | None, None] = {}
-    for item in items:
-        directory = RunDir(root, item.run.id)
-        if item.run.kind == "train":
-            found[(directory.train_record() or {}).get("data", {}).get("warning")] = None
-        for judgement in item.judgements if not item.to_make else ():
-            record = directory.judgement_record(judgement.request.name, judgement.name) or {}
-            found[record.get("details", {}).get("warning")] = None
+    for each in told.values():
+        found[text(each.train, "data", "warning")] = None
+        for scored in each.scored if not each.item.to_make else ():
+            found[text(scored.record, "details", "warning") if scored.judgement else None] = None
     return [warning for warning in found if warning]
 
 

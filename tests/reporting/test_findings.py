@@ -25,7 +25,8 @@ AXES = ["method=sft,dpo", "preference=harmless,helpful", "seed=0,1,2,3,4,5"]
 Study = tuple[Sweep, findings.Findings]
 Verb = Callable[..., "subprocess.CompletedProcess[str]"]
 FILES = {
-    *("cells.csv", "claims.csv", "comparisons.csv", "coverage.csv", "findings.md", "front.csv", "published.csv"),
+    *("cells.csv", "claims.csv", "comparisons.csv", "cost.csv", "coverage.csv", "failures.csv", "findings.md"),
+    *("front.csv", "published.csv"),
     *("results.csv", "results.md", "results.parquet", "variance.csv"),
 }
 LOADED = """

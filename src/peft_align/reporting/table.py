@@ -12,8 +12,8 @@ from peft_align.grid.cost import BYTES
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Run, Sweep
 from peft_align.reporting.statistics import t_interval
+from peft_align.reporting.told import Told, told_of
 from peft_align.store.records import atomic_write
-from peft_align.store.runs import RunDir
 from peft_align.terminal import one_line, shown
 
 FIRST = ("run_id", "kind", *MAIN_AXES, "base")
@@ -31,30 +31,29 @@ def columns(sweep: Sweep) -> list[str]:
     return [*FIRST, *(key for key in sweep.axis_keys if key not in (*MAIN_AXES, "seed")), *LAST]
 
 
-def rows(sweep: Sweep, items: Sequence[Item], root: Path) -> list[Row]:
-    """Every result of the sweep that is on disk, in the order of its runs. Parents that it only needs are left out."""
+def rows(sweep: Sweep, items: Sequence[Item], root: Path, told: Mapping[str, Told] | None = None) -> list[Row]:
+    """Every result of the sweep that is on disk, in the order of its runs. Parents that it only needs are left out.
+
+    Args:
+        sweep: what is asked for.
+        items: the state of its runs.
+        root: where they lie.
+        told: what was read of them; None: it is read now.
+    """
     names = columns(sweep)
     found = []
     by_id = sweep.by_id()
     identities: dict[str, list[Any]] = {}
+    told = told_of(items, root) if told is None else told
     for item in items:
         if item.run.is_parent_only:
             continue
-        missing = {id(request) for request, _ in item.missing}
-        unjudged = {id(judgement) for judgement, _ in item.unjudged}
-        for request in item.requests:
-            if id(request) in missing:
-                continue
-            directory = RunDir(root, item.run.id)
-            records = [directory.evaluation_record(request.name)]
-            records += [
-                directory.judgement_record(request.name, judgement.name)
-                for judgement in item.judgements
-                if judgement.request is request and id(judgement) not in unjudged
+        for scored in told[item.run.id].scored:
+            label = _judge_label(scored.record, identities)
+            found += [
+                _row(names, item, scored.record, metric, by_id) | {"judge": label}
+                for metric in scored.record["metrics"]
             ]
-            for record in filter(None, records):
-                label = _judge_label(record, identities)
-                found += [_row(names, item, record, metric, by_id) | {"judge": label} for metric in record["metrics"]]
     return found
 
 
@@ -70,7 +69,7 @@ def _judge_label(record: Mapping[str, Any], identities: dict[str, list[Any]]) ->
 
 
 def _row(
-    names: Sequence[str], item: Item, record: dict[str, Any], metric: dict[str, Any], by_id: Mapping[str, Run]
+    names: Sequence[str], item: Item, record: Mapping[str, Any], metric: Mapping[str, Any], by_id: Mapping[str, Run]
 ) -> Row:
     run = item.run
     row: Row = dict.fromkeys(names) | {"base": record.get("base", run.base)}
@@ -84,14 +83,19 @@ def _row(
         row |= {"merge": None} if run.kind == "train" and "merge" in row else {}
         row |= {"inputs": run.axes["inputs"]} if run.kind == "merge" else {}
         row |= {"samples": record["step"] * run.config.train.batch_size} if run.kind == "train" else {}
+    row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": measured_on(run, record, metric)}
+    row["metric"] = metric["name"]
+    return row | {key: metric.get(key) for key in ("value", "stderr", "bound", "n", "higher_is_better")}
+
+
+def measured_on(run: Run, record: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    """The benchmark of a metric, with the part of it that it is of, and the split if that is not the test split."""
     part = f"/{metric['part']}" if metric["part"] else ""
     if run.kind == "merge" and record["preference"]:
         part = f"/{_heldout_set(run, record)}"  # its inputs may be aligned to several
     if record["key"].get("split", "test") != "test":
         part += f"/{record['key']['split']}"
-    row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": record["benchmark"] + part}
-    row["metric"] = metric["name"]
-    return row | {key: metric.get(key) for key in ("value", "stderr", "bound", "n", "higher_is_better")}
+    return f"{record['benchmark']}{part}"
 
 
 def _further(names: Sequence[str]) -> Sequence[str]:
@@ -99,7 +103,7 @@ def _further(names: Sequence[str]) -> Sequence[str]:
     return names[len(FIRST) : -len(LAST)]
 
 
-def _heldout_set(run: Run, record: dict[str, Any]) -> str:
+def _heldout_set(run: Run, record: Mapping[str, Any]) -> str:
     """The preference whose pairs a merge was scored on, with the dataset where its inputs have several."""
     several = len({scoring.dataset_name for scoring in run.scorings}) > 1
     return f"{record['dataset']}_{record['preference']}" if several else str(record["preference"])
