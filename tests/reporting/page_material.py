@@ -48,11 +48,12 @@ class Drawn:
 class Came:
     """A provenance as the page takes it."""
 
-    packages: dict[str, str] = field(default_factory=dict)
-    devices: list[dict[str, Any]] = field(default_factory=list)
-    data: list[dict[str, Any]] = field(default_factory=list)
+    packages: list[Row] = field(default_factory=list)
+    devices: list[Row] = field(default_factory=list)
+    datasets: list[Row] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
-    never_on_a_gpu: list[str] = field(default_factory=list)
+    sentences: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def near_published(run: Run, benchmark: str, step: int) -> float | None:
@@ -108,11 +109,8 @@ def content(
         details={run.id: _details(run, run.id in finished, rows) for run in sweep.runs},
         answers=_answers(runs, hostile),
         cost=[_cost(run) for run in runs],
-        per_point=[{"cell": f"{m} lora", "gpu_hours_per_point": 0.3, "points": 1.4} for m in ("sft", "dpo") if runs],
-        failures=[
-            {"run_id": run.id, "reason": state(run, False)[1], "category": "out_of_memory", "step": 12, "log": LOG}
-            for run in failed
-        ],
+        per_point=_per_point() if runs else [],
+        failures=[_failure(run) for run in failed],
         provenance=_provenance() if runs else Came(),
         written="2026-11-28 20:24 UTC",
     )
@@ -136,10 +134,11 @@ def _details(run: Run, is_done: bool, rows: Sequence[Row]) -> dict[str, Any]:
         "kind": run.kind,
         "state": state(run, is_done)[0],
         "reason": state(run, is_done)[1],
+        "faults": [],
         "config": run.choices | _flat(asdict(run.config.train), "train"),
         "parents": list(run.parents),
         "curves": curves if run.kind == "train" and is_done else {},
-        "scores": [[r["step"], r["benchmark"], r["metric"], r["value"], r["stderr"], r["n"]] for r in own],
+        "scores": [[r["step"], r["benchmark"], r["metric"], r["value"], r["stderr"], r["n"], None] for r in own],
         "cost": {"hours of training": 1.25, "peak memory GB": 18.4} if is_done else {},
     }
 
@@ -170,41 +169,59 @@ def _answers(runs: Sequence[Run], hostile: bool) -> list[dict[str, Any]]:
     return [
         {
             "benchmark": benchmark,
+            "model": runs[0].choices["model"],
             "prompt": prompt,
+            "prompt_cut": False,
             "sensitive": benchmark == "red_instruct",
-            "answers": [
-                {
-                    "run_id": run.id,
-                    "label": label(run),
-                    "text": texts[i % len(texts)] * (1 + 4 * (i % 2)),
-                    "cut": i == 1,
-                    "scores": {"length": 10 * i},
-                }
-                for i, run in enumerate(chosen)
-            ],
+            "runs": len(runs),
+            "shown": len(chosen),
+            "chosen": f"{len(chosen)} of {len(runs)} runs",
+            "reference": {"label": "text_davinci_003", "text": texts[0], "cut": False} if i == 0 else None,
+            "answers": [_answer(run, texts[j % len(texts)] * (1 + 4 * (j % 2)), j) for j, run in enumerate(chosen)],
         }
-        for benchmark, prompt, texts in asked
+        for i, (benchmark, prompt, texts) in enumerate(asked)
     ]
 
 
+def _answer(run: Run, text: str, place: int) -> dict[str, Any]:
+    own = {"run_id": run.id, "label": label(run), "text": text, "cut": place == 1, "ended": "end"}
+    return own | {"scores": {"length": 10 * place, "refused": place == 2}}
+
+
 def _cost(run: Run) -> Row:
-    return {
-        "run_id": run.id,
-        "device": "NVIDIA H100" if run.config.seed == 0 else "cpu",
-        "training_hours": 1.25 + 0.1 * noise(run, "hours"),
-        "peak_memory_gb": 18.4,
-        "tokens_per_second": 5321.0,
-        "energy_kwh": None,
-    }
+    row: Row = {"run_id": run.id, "label": label(run), "kind": run.kind, "is_parent_only": False}
+    row |= {"device": "NVIDIA H100" if run.config.seed == 0 else "cpu", "packed_with": 0, "energy_kwh": None}
+    row |= {"train_hours": 1.25 + 0.1 * noise(run, "hours"), "peak_memory_gb": 18.4, "memory_of": "GPU"}
+    return row | {"tokens_per_second": 5321.0}
+
+
+def _per_point() -> list[Row]:
+    rows = []
+    for method, gain in (("sft", 1.4), ("dpo", -0.2)):
+        row: Row = {"kind": "train", "dataset": "beavertails", "method": method, "merge": None, "base": "nf4"}
+        row |= {"benchmark": "mmlu", "judge": None, "metric": "acc", "higher_is_better": True, "point": 0.01}
+        row |= {"baseline": 0.41, "mean": 0.41 + gain / 100, "gain": gain, "gain_low": gain - 0.3, "seeds": 5}
+        row |= {"gain_high": gain + 0.3, "is_gain_shown": gain > 0, "hours": 1.25, "device_kind": "GPU"}
+        rows.append(row | {"hours_per_point": 1.25 / gain if gain > 0 else None})
+    return rows
+
+
+def _failure(run: Run) -> Row:
+    row: Row = {"run_id": run.id, "label": label(run), "kind": run.kind, "stage": "train", "task": None}
+    row |= {"category": "out_of_memory", "reason": state(run, False)[1], "when": "2026-11-28T20:24:51Z", "step": 12}
+    return row | {"attempts": 2, "host": "node7", "log_end": LOG}
 
 
 def _provenance() -> Came:
+    versions = {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2", "trl": "1.16.0"}
+    data: Row = {"use": "training", "pairs": "beavertails harmless", "name": "PKU-Alignment/PKU-SafeRLHF"}
     return Came(
-        {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2", "trl": "1.16.0"},
-        [{"device": "NVIDIA H100", "runs": 32}, {"device": "cpu", "runs": 132}],
-        [{"dataset": "PKU-Alignment/PKU-SafeRLHF", "revision": "v0", "digest": "sha256:" + "0f" * 32}],
+        [{"package": name, "version": version, "runs": 164} for name, version in versions.items()],
+        [{"stage": "training", "kind": "GPU", "device": "NVIDIA H100", "runs": 32}],
+        [data | {"revision": "v0", "commit": None, "digest": "0f" * 32, "runs": 80}],
         ["python -m peft_align.sweep +grid=method"],
-        ["132 of 164 runs were never run on a GPU."],
+        ["32 runs were trained on a GPU, 132 on a CPU: their speed is not comparable."],
+        [],
     )
 
 

@@ -192,7 +192,7 @@ def test_tables_are_filtered_and_sorted(opened: Open, report: Path, study: Conte
 
 def test_samples_are_searched_and_chosen(opened: Open, report: Path, study: Content) -> None:
     page = opened(report)
-    samples = page.locator("#samples")
+    samples = page.locator("#sample-list")
     assert samples.locator(".prompt").count() == 20
     samples.get_by_role("button", name="Show").click()
     assert samples.locator(".prompt").count() == len(study.answers)
@@ -206,20 +206,25 @@ def test_samples_are_searched_and_chosen(opened: Open, report: Path, study: Cont
     card.get_by_text("May contain harmful text").click()
     assert card.get_by_text("pick a lock").is_visible()
     before = card.locator(".answer").count()
+    assert before == 4
+    card.get_by_role("button", name="2 more").click()
+    assert card.locator(".answer").count() == 6
     samples.locator("details summary").first.click()
-    samples.locator(".chips input").first.uncheck()
-    assert samples.locator(".prompt .answer").count() == before - 1
+    samples.get_by_role("button", name="None").click()
+    assert samples.locator(".prompt").count() == 0
+    samples.locator(".chips input").first.check()
+    assert samples.locator(".prompt .answer").count() == 1
 
 
 def test_texts_of_models_stay_text_and_run_nothing(opened: Open, report: Path) -> None:
     page = opened(report)
-    samples = page.locator("#samples")
+    samples = page.locator("#sample-list")
     samples.get_by_role("button", name="Show").click()
     found = set(samples.locator(".answer .text").all_text_contents())
     for text in HOSTILE:
         shown = text.replace("\ud800", "\ufffd")
         assert any(shown in each.replace("\ud800", "\ufffd") for each in found), json.dumps(text)
-    assert page.locator("#samples script, #samples img").count() == 0
+    assert page.locator("#sample-list script, #sample-list img").count() == 0
     turned = samples.locator(".answer .text", has_text=OVERRIDE).first
     style = turned.evaluate("each => [getComputedStyle(each).unicodeBidi, getComputedStyle(each).whiteSpace]")
     assert style == ["isolate", "pre-wrap"]

@@ -34,6 +34,7 @@ from peft_align.terminal import shown
 
 ASSETS = Path(__file__).parent / "assets"
 FILE = "report.html"
+FIRST = {"sentences": "What it was made on", "warnings": "Where runs differ in what should be the same"}
 SCRIPTS = ("page.js", "charts.js", "run.js", "samples.js")  # in this order
 SECTIONS = {  # by anchor, in their order: heading, and its short form in the navigation
     "found": ("What was found", "Found"),
@@ -83,7 +84,7 @@ class Content:
         answers: prompts with the answers of several runs; see answers.py.
         cost, per_point: rows of cost.csv, and of what a point gained costs.
         failures: rows of failures.csv, each with the end of its log.
-        provenance: a dataclass; texts, lists of texts, rows or mappings, each shown under its name.
+        provenance: a dataclass or mapping of lists of texts and of rows, each shown under its name; None: nothing.
         written: when, in UTC.
     """
 
@@ -183,6 +184,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     made.globals["shapes"] = page_tables.SHAPES
+    made.filters["together"] = lambda text: re.sub(r"\bp ([<=]) ", "p\u00a0\\1\u00a0", text)  # on one line
     return made
 
 
@@ -208,8 +210,8 @@ def _told(content: Content) -> dict[str, Any]:
         "runs": page_tables.runs(found, content.details),
         "comparisons": page_tables.comparisons(found.compared),
         "published_table": page_tables.published(found.beside),
-        "cost": page_tables.from_rows("Cost of each run", content.cost, labels),
-        "per_point": page_tables.from_rows("Hours for one point gained", content.per_point, labels),
+        "cost": page_tables.cost(content.cost, labels),
+        "per_point": page_tables.per_point(content.per_point),
         "failed": [_failure(row, labels) for row in content.failures],
         "provenance": _provenance(content.provenance, labels),
         "tested": sum(each.effect.p is not None for each in found.compared),
@@ -256,37 +258,34 @@ def _sentence(text: str) -> str:
 
 
 def _failure(row: Row, labels: Mapping[str, str]) -> dict[str, Any]:
-    """A failed run: what is short stands beside its name, what has lines of its own is folded."""
-    run_id = str(row.get("run_id") or "")
-    long = {key for key, value in row.items() if isinstance(value, str) and ("\n" in value or key in ("log", "tail"))}
-    short = {key: value for key, value in row.items() if key not in {*long, "run_id", "reason"} and value is not None}
+    """A failed run: its name, its reason, what else is short, and the end of its log."""
+    run_id = row["run_id"]
+    told = ("run_id", "reason", "log_end", *page_tables.IN_THE_LABEL)
     return {
         "run": run_id if run_id in labels else None,
-        "label": labels.get(run_id, run_id),
-        "reason": str(row.get("reason") or ""),
-        "facts": {key: page_tables.cell(value).text for key, value in short.items()},
-        "texts": [row[key] for key in row if key in long and key != "reason"],
+        "label": labels.get(run_id) or row.get("label") or run_id,
+        "reason": row.get("reason"),
+        "facts": {
+            page_tables.words(key): page_tables.cell(value).text
+            for key, value in row.items()
+            if key not in told and value is not None
+        },
+        "log": row.get("log_end"),
     }
 
 
 def _provenance(provenance: Any, labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Each field under its name, as what it is: a text, texts, names with values, or rows."""
+    """Each field under its name, as rows or as texts; what people must know comes first."""
     if provenance is None:
         return []
-    if dataclasses.is_dataclass(provenance) and not isinstance(provenance, type):
-        provenance = dataclasses.asdict(provenance)
+    fields = provenance if isinstance(provenance, Mapping) else dataclasses.asdict(provenance)
     parts = []
-    for key, value in provenance.items():
-        title = f"{key[:1].upper()}{key[1:]}".replace("_", " ")
-        part: dict[str, Any] = {"title": title, "texts": [], "pairs": [], "table": None}
-        if isinstance(value, Mapping):
-            part["pairs"] = [(str(k), page_tables.cell(v).text) for k, v in value.items()]
-        elif isinstance(value, (list, tuple)) and value and all(isinstance(each, Mapping) for each in value):
-            part["table"] = page_tables.from_rows(title, [dict(each) for each in value], labels)
-        elif isinstance(value, (list, tuple)):
-            part["texts"] = [str(each) for each in value]
-        elif value is not None:
-            part["texts"] = [str(value)]
-        if part["texts"] or part["pairs"] or part["table"]:
-            parts.append(part)
+    for key in [*(key for key in FIRST if key in fields), *(key for key in fields if key not in FIRST)]:
+        value = fields[key]
+        if not value:
+            continue
+        title = FIRST.get(key) or f"{key[:1].upper()}{key[1:]}".replace("_", " ")
+        are_rows = all(isinstance(each, Mapping) for each in value)
+        table = page_tables.from_rows(title, [dict(each) for each in value], labels) if are_rows else None
+        parts.append({"title": title, "table": table, "texts": [] if are_rows else [str(each) for each in value]})
     return parts

@@ -10,6 +10,7 @@ from typing import Any
 
 from peft_align.secrecy import redacted
 
+TOLD = ("label", "kind", "state", "reason", "faults", "parents", "cost")  # of a run, as it is
 DIGITS = 5  # significant ones, of what is drawn; results.csv has them all
 # What could end the script element or begin another, line ends of old JavaScript, and halves of characters.
 RISKY = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
@@ -59,12 +60,13 @@ def compact_details(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `settings`, `steps` and `names`: tables; `runs`: by id, with `config` as numbers of settings, `curves` as
-        {name: [number of its steps, values]}, and `scores` as [step, number of [benchmark, metric], value, stderr, n].
+        {name: [number of its steps, values]}, and `scores` as [step, number of [benchmark, metric, judge], value,
+        stderr, n].
     """
     settings, steps, names = Table(), Table(), Table()
     runs = {}
     for run_id, told in details.items():
-        own = {key: _redacted(told.get(key)) for key in ("label", "kind", "state", "reason", "parents", "cost")}
+        own = {key: _redacted(told.get(key)) for key in TOLD}
         own["config"] = [settings.number([k, _redacted(v)]) for k, v in (told.get("config") or {}).items()]
         own["curves"] = {
             name: [steps.number([step for step, _ in points]), [_short(value) for _, value in points]]
@@ -72,8 +74,8 @@ def compact_details(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             if points
         }
         own["scores"] = [
-            [step, names.number([benchmark, metric]), _short(value), _short(error), n]
-            for step, benchmark, metric, value, error, n in told.get("scores") or ()
+            [step, names.number([benchmark, metric, *judge]), _short(value), _short(error), n]
+            for step, benchmark, metric, value, error, n, *judge in told.get("scores") or ()
         ]
         runs[run_id] = own
     return {"settings": settings.values, "steps": steps.values, "names": names.values, "runs": runs}
@@ -96,7 +98,7 @@ def compact_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Answers side by side (see answers.py), runs by number.
 
     Returns:
-        `runs`: [id, label]; `prompts`: {benchmark, prompt, sensitive, answers: [number of the run, text, cut, scores]}.
+        `runs`: [id, label]; `prompts`: as they are, their answers as [number of the run, text, cut, scores].
     """
     runs = Table()
     prompts = []
@@ -105,6 +107,5 @@ def compact_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             [runs.number([own["run_id"], own["label"]]), own["text"], bool(own.get("cut")), own.get("scores") or {}]
             for own in one["answers"]
         ]
-        kept = {key: one[key] for key in ("benchmark", "prompt")} | {"sensitive": bool(one.get("sensitive"))}
-        prompts.append(kept | {"answers": given})
+        prompts.append({key: value for key, value in one.items() if key != "answers"} | {"answers": given})
     return {"runs": runs.values, "prompts": prompts}

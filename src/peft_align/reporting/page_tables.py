@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peft_align.config.schema import MAIN_AXES
+from peft_align.reporting.cells import MERGED
 from peft_align.reporting.comparisons import TOO_FEW, Compared, effect_row, part_words
 from peft_align.reporting.coverage import ALL, STATES, Coverage
 from peft_align.reporting.findings import Findings
@@ -30,6 +32,8 @@ SHAPES = {
     "outside": "✗",
 }
 EMPTY = "–"
+CELL = ("kind", *MAIN_AXES, *MERGED, "base")
+IN_THE_LABEL = ("label", "kind", "is_parent_only", *MAIN_AXES, "base", "seed")  # of a run
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,37 @@ def probability(p: float | None) -> Cell:
     return Cell("< 0.001" if p < 0.001 else f"{p:.2g}", p, is_number=True)
 
 
-def from_rows(caption: str, rows: Sequence[Row], labels: Mapping[str, str]) -> PageTable:
+def from_rows(caption: str, rows: Sequence[Row], labels: Mapping[str, str], without: Collection[str] = ()) -> PageTable:
     """Rows of a CSV file as a table: `run_id` leads to the run, columns without any value are left out."""
-    keys = [key for key in dict.fromkeys(k for row in rows for k in row) if any(_told(row.get(key)) for row in rows)]
-    heads = ["run" if key == "run_id" else key.replace("_", " ") for key in keys]
+    named = dict.fromkeys(key for row in rows for key in row if key not in without)
+    keys = [key for key in named if any(_told(row.get(key)) for row in rows)]
+    heads = ["run" if key == "run_id" else words(key) for key in keys]
     shown = [[_run(row.get(key), labels) if key == "run_id" else cell(row.get(key)) for key in keys] for row in rows]
     return PageTable(caption, heads, shown)
+
+
+def words(key: str) -> str:
+    """A column's name for people."""
+    return " ".join({"gb": "GB", "kwh": "kWh", "gpu": "GPU"}.get(word, word) for word in key.split("_"))
+
+
+def cost(rows: Sequence[Row], labels: Mapping[str, str]) -> PageTable:
+    """What each run took."""
+    return from_rows("Cost of each run", rows, labels, IN_THE_LABEL)
+
+
+def per_point(rows: Sequence[Row]) -> PageTable:
+    """What each cell gained over its unaligned base, and what that took; the cheapest points first."""
+    ordered = sorted(rows, key=lambda row: (row.get("hours_per_point") is None, row.get("hours_per_point") or 0.0))
+    shown = []
+    for row in ordered:
+        place = [str(row[key]) for key in row if key in CELL and _told(row[key]) and row[key] != "train"]
+        judge = f" ({row['judge']})" if row.get("judge") else ""
+        one = [cell(" ".join(place)), cell(f"{row['benchmark']} {row['metric']}{judge}"), cell(row["baseline"])]
+        one += [cell(row["mean"]), cell(row["gain"], 3, sign=True), interval(row["gain_low"], row["gain_high"])]
+        shown.append([*one, cell(row["hours"], 3), cell(row["device_kind"]), cell(row["hours_per_point"], 3)])
+    heads = ["cell", "measure", "base", "cell’s mean", "points gained", "95% interval", "hours of one run", "on"]
+    return PageTable("Hours for a point gained over the unaligned base", [*heads, "hours per point"], shown)
 
 
 def _told(value: Any) -> bool:

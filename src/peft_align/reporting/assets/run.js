@@ -60,7 +60,10 @@ function facts(pairs) {
 function scoresTable(scores) {
   const heads = ["step", "benchmark", "metric", "value", "standard error", "items"];
   const numbers = [true, false, false, true, true, true];
-  const rows = scores.map(([step, name, value, error, n]) => [step, ...told.names[name], value, error, n]);
+  const rows = scores.map(([step, number, value, error, n]) => {
+    const [benchmark, metric, judge] = told.names[number];
+    return [step, benchmark, judge ? `${metric} (${judge})` : metric, value, error, n];
+  });
   const cell = (value, i) => element("td", numbers[i] ? { class: "number" } : {}, shortNumber(value));
   const head = heads.map((text, i) => element("th", { scope: "col", class: numbers[i] && "number" }, text));
   const body = rows.map((row) => element("tr", {}, ...row.map(cell)));
@@ -77,6 +80,7 @@ function runContents(id, run) {
   const add = (title, ...children) => parts.push(element("h3", {}, title), ...children);
   parts.push(element("p", { class: "note" }, `${run.kind ?? "run"}, ${run.state ?? "missing"}. ${id}`));
   if (run.reason) parts.push(element("p", { class: "reason" }, run.reason));
+  for (const fault of run.faults ?? []) parts.push(element("p", { class: "reason" }, fault));
   if (run.scores.length) add("Scores", scoresTable(run.scores));
   else add("Scores", element("p", {}, "It has no scores."));
   const curves = Object.entries(run.curves);

@@ -2,6 +2,7 @@
 
 const samples = data("answers");
 const PAGE = 20; // prompts at a time
+const SIDE = 4; // answers side by side, before all are asked for
 
 const turnsOf = (prompt) => (Array.isArray(prompt) ? prompt : [prompt]);
 const textOf = (turn) => (typeof turn === "string" ? turn : String(turn?.content ?? turn?.text ?? JSON.stringify(turn)));
@@ -51,17 +52,36 @@ function folded(sensitive, children) {
   return [element("details", { class: "warning" }, element("summary", {}, "May contain harmful text: show"), ...children)];
 }
 
-function promptCard(sample, answers, query) {
-  const inner = [
-    ...promptBlocks(sample.prompt, query),
-    element("div", { class: "answers" }, ...answers.map((answer) => answerBlock(answer, query))),
-  ];
+function promptNote(sample, ...more) {
+  const parts = [sample.benchmark, sample.model, ...more, sample.prompt_cut ? "its middle is left out" : null];
+  return element("p", { class: "note" }, parts.filter(Boolean).join(", "));
+}
+
+function referenceBlock(reference, query) {
   return element(
-    "article",
-    { class: "prompt" },
-    element("p", { class: "note" }, sample.benchmark),
-    ...folded(sample.sensitive, inner),
+    "div",
+    { class: "answer reference" },
+    element("h4", {}, `${reference.label} (what answers are compared with)`),
+    textBlock(reference.text, query),
+    reference.cut ? element("p", { class: "note" }, "cut here") : null,
   );
+}
+
+function promptCard(sample, answers, query) {
+  const blocks = answers.map((answer) => answerBlock(answer, query));
+  if (sample.reference) blocks.push(referenceBlock(sample.reference, query));
+  const side = element("div", { class: "answers" }, ...(query ? blocks : blocks.slice(0, SIDE)));
+  const inner = [...promptBlocks(sample.prompt, query), side];
+  const left = blocks.length - side.children.length;
+  if (left) {
+    const all = element("button", { type: "button", class: "more" }, `${left} more beside these`);
+    all.addEventListener("click", () => {
+      side.append(...blocks.slice(SIDE));
+      all.remove();
+    });
+    inner.push(all);
+  }
+  return element("article", { class: "prompt" }, promptNote(sample, sample.chosen), ...folded(sample.sensitive, inner));
 }
 
 function answersOf(id) {
@@ -71,15 +91,14 @@ function answersOf(id) {
     const answer = sample.answers.find(([number]) => number === run);
     if (!answer) return [];
     const inner = [...promptBlocks(sample.prompt, ""), answerBlock(answer, "", false)];
-    const name = element("p", { class: "note" }, sample.benchmark);
-    return [element("article", { class: "prompt" }, name, ...folded(sample.sensitive, inner))];
+    return [element("article", { class: "prompt" }, promptNote(sample), ...folded(sample.sensitive, inner))];
   });
 }
 
 function setUpSamples() {
-  const place = find("#samples");
+  const place = find("#sample-list");
   if (!place) return;
-  const chosen = new Set(samples.runs.map((_, number) => number).slice(0, 4));
+  const chosen = new Set(samples.runs.map((_, number) => number));
   let room = PAGE;
   const search = element("input", { type: "search", placeholder: "words of a prompt or an answer" });
   const names = [...new Set(samples.prompts.map((sample) => sample.benchmark))];
@@ -129,6 +148,17 @@ function setUpSamples() {
     });
     return element("label", {}, box, element("span", {}, label));
   });
+  const choose = (all) => {
+    samples.runs.forEach((_, number) => (all ? chosen.add(number) : chosen.delete(number)));
+    for (const label of boxes) find("input", label).checked = all;
+    renderAnew();
+  };
+  const both = element(
+    "p",
+    { class: "controls" },
+    element("button", { type: "button", onclick: () => choose(true) }, "All"),
+    element("button", { type: "button", onclick: () => choose(false) }, "None"),
+  );
   search.addEventListener("input", renderAnew);
   benchmark.addEventListener("change", renderAnew);
   place.append(
@@ -139,7 +169,7 @@ function setUpSamples() {
       element("label", {}, "Benchmark ", benchmark),
       count,
     ),
-    element("details", {}, runsTitle, element("div", { class: "chips" }, ...boxes)),
+    element("details", {}, runsTitle, both, element("div", { class: "chips" }, ...boxes)),
     list,
   );
   render();
