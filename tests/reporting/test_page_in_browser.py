@@ -80,25 +80,18 @@ def _own(asked: str, address: str) -> bool:
     return asked.split("#")[0] == address.split("#")[0] or asked.startswith(("data:", "blob:"))
 
 
-def point(page: Any, run_id: str) -> tuple[float, float]:
-    """Where the first chart of the trade-off shows a run: Vega keeps the datum at each mark's element."""
+def last_point(page: Any) -> tuple[str, float, float]:
+    """The run of the point that is drawn last, on which no other lies, and where it is."""
     found = page.evaluate(
-        """id => {
+        """() => {
             const marks = [...document.querySelectorAll('#figure-tradeoff .mark-symbol path')];
-            const mark = marks.find((each) => each.__data__?.datum?.run_id === id);
-            mark.scrollIntoView({block: 'center'});
+            const mark = marks.filter((each) => each.__data__?.datum?.run_id).at(-1);  // Vega keeps the datum there
+            mark.scrollIntoView({block: 'center', behavior: 'instant'});
             const box = mark.getBoundingClientRect();
-            return [box.x + box.width / 2, box.y + box.height / 2];
-        }""",
-        run_id,
+            return [mark.__data__.datum.run_id, box.x + box.width / 2, box.y + box.height / 2];
+        }"""
     )
-    return found[0], found[1]
-
-
-def highest_point(page: Any) -> str:
-    """The run of the point that is drawn last: no other lies on it."""
-    last = "[...document.querySelectorAll('#figure-tradeoff .mark-symbol path')].at(-1).__data__.datum.run_id"
-    return str(page.evaluate(last))
+    return found[0], found[1], found[2]
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
@@ -125,8 +118,8 @@ def test_a_click_on_a_point_opens_what_is_behind_it_and_escape_closes_it(
     opened: Open, report: Path, study: Content
 ) -> None:
     page = opened(report)
-    run_id = highest_point(page)
-    page.mouse.click(*point(page, run_id))
+    run_id, x, y = last_point(page)
+    page.mouse.click(x, y)
     dialog = page.locator("dialog#run[open]")
     dialog.wait_for()
     told = study.details[run_id]
@@ -292,7 +285,7 @@ def test_names_of_files_in_a_chart_are_text(opened: Open, study: Content, tmp_pa
     values = [each | {"model": HOSTILE[0]} for each in figure.spec["data"]["values"][:3]]
     harmed = dataclasses.replace(figure, spec=figure.spec | {"data": {"values": values}})
     page = opened(write_page(dataclasses.replace(study, figures=[harmed]), tmp_path))
-    page.mouse.move(*point(page, highest_point(page)))
+    page.mouse.move(*last_point(page)[1:])
     tooltip = page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for()
     assert HOSTILE[0][:20] in tooltip.text_content()

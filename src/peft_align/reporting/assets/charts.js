@@ -69,7 +69,8 @@ async function drawChart(box, spec) {
   };
   box.replaceChildren();
   try {
-    const { view } = await window.vegaEmbed(box, spec, options);
+    const title = find("h3", box.parentElement).textContent;
+    const { view } = await window.vegaEmbed(box, { description: title, ...spec }, options); // for those who hear it
     view.addEventListener("click", (_, item) => {
       if (item?.datum?.run_id) location.hash = `#run=${encodeURIComponent(item.datum.run_id)}`;
     });
