@@ -301,19 +301,13 @@ def _effects(found: Findings) -> Drawn:
 
 
 def _curves(rows: Sequence[Row]) -> Drawn:
-    values = [
-        {"run_id": r["run_id"], "step": r["step"], "value": r["value"], "benchmark": r["benchmark"]} for r in rows
-    ]
-    chart = (
-        altair.Chart(altair.Data(values=values), width=220, height=140)
-        .mark_point()
-        .encode(
-            x="step:Q",
-            y=altair.Y("value:Q", scale=altair.Scale(zero=False)),
-            facet=altair.Facet("benchmark:N", columns=2),
-        )
-    )
-    return Drawn("steps", "curves", "Scores by step", "One point for each run.", chart.to_dict())
+    values = [{key: row[key] for key in ("run_id", "step", "value", "benchmark")} for row in rows]
+    names = list(dict.fromkeys(row["benchmark"] for row in rows))
+    score = altair.Y("value:Q").scale(zero=False)
+    chart = altair.Chart(altair.Data(values=values), width="container").mark_point().encode(x="step:Q", y=score)
+    chosen = {"name": "chosen", "value": names[0], "bind": {"input": "select", "options": names, "name": "Benchmark "}}
+    spec = chart.to_dict() | {"params": [chosen], "transform": [{"filter": "datum.benchmark == chosen"}]}
+    return Drawn("steps", "curves", "Scores by step", "One point for each run.", spec)
 
 
 def _published(found: Findings) -> Drawn:

@@ -260,6 +260,19 @@ def test_the_theme_is_switched_and_kept(opened: Open, report: Path) -> None:
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
 
 
+def test_what_a_chart_shows_is_chosen(opened: Open, report: Path) -> None:
+    page = opened(report)
+    figure = page.locator("#figure-steps")
+    shown = (
+        "[...document.querySelectorAll('#figure-steps .mark-symbol path')].map((each) => each.__data__.datum.benchmark)"
+    )
+    before = set(page.evaluate(shown))
+    assert len(before) == 1
+    figure.get_by_label("Benchmark").select_option("bbh")
+    page.locator("#figure-steps .mark-symbol path").first.wait_for()
+    assert set(page.evaluate(shown)) == {"bbh"} != before
+
+
 def test_a_chart_is_saved_without_asking_anyone(opened: Open, report: Path) -> None:
     page = opened(report)
     for kind in ("SVG", "PNG"):

@@ -57,7 +57,9 @@ function saveButtons(name, view) {
 
 async function drawChart(box, spec) {
   const name = box.dataset.figure;
+  const choices = element("div", { class: "controls" }); // where Vega puts what can be chosen
   const options = {
+    bind: choices,
     mode: "vega-lite",
     ast: true,
     renderer: "svg",
@@ -68,6 +70,7 @@ async function drawChart(box, spec) {
     config: chartConfig(box.clientWidth < 520),
   };
   box.replaceChildren();
+  box.before(choices);
   try {
     const title = find("h3", box.parentElement).textContent;
     const { view } = await window.vegaEmbed(box, { description: title, ...spec }, options); // for those who hear it
