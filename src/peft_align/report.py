@@ -3,6 +3,7 @@
 results.csv, .parquet, .md    every result; mean ± 95% interval over seeds
 findings.md                   sentences: comparisons, claims, published numbers, each with its interval and its runs
 comparisons.csv claims.csv published.csv coverage.csv cells.csv front.csv variance.csv tables/*.tex    docs/results.md
+figures/*.svg, *.pdf          charts of all that
 
 usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--config-dir DIR]
 
@@ -38,7 +39,7 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
     Raises:
         InputError: conf/report/ has faults.
     """
-    from peft_align.reporting import findings  # imports numpy
+    from peft_align.reporting import figures, findings  # import altair and numpy
 
     questions = findings.load_questions(asked.space)
     table = rows(asked.sweep, items, asked.root)
@@ -51,6 +52,7 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
         temporary.write_text(summary, encoding="utf-8")
     found = findings.find(asked.space, questions, asked.sweep, items, table)
     findings.write(found, folder)
+    figures.write_figures(figures.figures(found, table), folder)
     told = "".join(f"warning: {warning}\n" for warning in data_warnings(items, asked.root))
     return f"{summary}\n{findings.summary(found)}{told}{len(table)} rows: {folder / 'results.csv'}\n"
 
