@@ -7,7 +7,6 @@ and shows what could be chosen side by side. Neither names a background or the c
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,8 @@ CONFIG: Spec = {
     "lineBreak": "\n",
     "range": {"category": list(PALETTE)},
     "axis": {"labelLimit": 0, "titleLimit": 0},
-    "legend": {"orient": "bottom", "columns": 2, "labelLimit": 0, "titleLimit": 0, "symbolLimit": 0},
+    "legend": {"orient": "bottom", "columns": 2, "labelLimit": 0, "titleLimit": 0, "symbolLimit": 0}
+    | {"symbolOpacity": 1, "symbolBaseFillColor": GREY, "symbolBaseStrokeColor": GREY},
     "header": {"labelLimit": 0, "titleLimit": 0},
     "rule": {"color": GREY},
     "title": {"limit": 0, "anchor": "start"},
@@ -151,8 +151,24 @@ def plain_text(value: Any) -> str:
 
 
 def wrapped(text: str, width: int = LABEL) -> str:
-    """A label in several lines, none of it cut."""
-    return "\n".join(textwrap.wrap(plain_text(text), width, break_on_hyphens=False)) or " "
+    """A label in several lines, none of it cut: between words, in long ones behind what joins their parts."""
+    lines = [""]
+    for piece in (piece for word in plain_text(text).split() for piece in _pieces(word, width)):
+        space = " " if lines[-1] and piece[1] else ""
+        if lines[-1] and len(lines[-1]) + len(space) + len(piece[0]) > width:
+            lines.append("")
+            space = ""
+        lines[-1] += space + piece[0]
+    return "\n".join(lines) or " "
+
+
+def _pieces(word: str, width: int) -> list[tuple[str, bool]]:
+    """What a word can be broken into, and whether a space stands before each."""
+    parts = [word]
+    for joint in ("(?<=[+,/])", "(?<=[=_.])"):
+        parts = [found for part in parts for found in (re.split(joint, part) if len(part) > width else [part])]
+    parts = [part[i : i + width] for part in parts for i in range(0, max(1, len(part)), width)]
+    return [(part, i == 0) for i, part in enumerate(parts)]
 
 
 def distinct(labels: Sequence[str]) -> list[str]:
@@ -166,7 +182,7 @@ def distinct(labels: Sequence[str]) -> list[str]:
 
 
 def step(rows: Sequence[Row], field: str = "label") -> alt.Step:
-    """How high a line of the chart is, so that the longest label has room."""
+    """How high a line of the chart is, in pixels, so that the longest label has room."""
     lines = max((str(row[field]).count("\n") + 1 for row in rows), default=1)
     return alt.Step(LINE * lines + GAP)
 

@@ -45,10 +45,19 @@ def _scale(states: list[str]) -> alt.Scale:
     return alt.Scale(domain=states, range=[COLOURS[state] for state in states])
 
 
+def _number(value: str) -> tuple[bool, float, str]:
+    """Numbers in their order, before words."""
+    try:
+        return False, float(value), value
+    except ValueError:
+        return True, 0.0, value
+
+
 def coverage_rows(coverage: Coverage) -> list[Row]:
     """One for each axis, value and state that there is."""
     rows: list[Row] = []
-    places = list(dict.fromkeys((axis, value) for axis, value, *_ in coverage.counts))
+    axes = list(dict.fromkeys(axis for axis, *_ in coverage.counts))
+    places = sorted({key[:2] for key in coverage.counts}, key=lambda place: (axes.index(place[0]), _number(place[1])))
     for place, (axis, value) in enumerate(places):
         name = "all runs" if axis == ALL else f"{axis}: {value}"
         for state, runs in coverage.of(axis, value).items():
@@ -57,9 +66,11 @@ def coverage_rows(coverage: Coverage) -> list[Row]:
                 for (a, v, s, reason), n in coverage.counts.items()
                 if (a, v, s) == (axis, value, state) and reason
             ]
-            reasons = "; ".join(f"{n} × {plain_text(reason)}" for n, reason in sorted(own, key=lambda x: -x[0])[:REASONS])
+            reasons = "; ".join(
+                f"{n} × {plain_text(reason)}" for n, reason in sorted(own, key=lambda x: -x[0])[:REASONS]
+            )
             rows.append(
-                {"label": wrapped(name), "name": plain_text(name), "place": place, "state": state, "runs": runs}
+                {"label": wrapped(name, 30), "name": plain_text(name), "place": place, "state": state, "runs": runs}
                 | {"state_place": STATES.index(state), "reasons": reasons or "-"}
             )
     return rows

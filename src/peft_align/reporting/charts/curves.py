@@ -9,15 +9,27 @@ import altair as alt
 
 from peft_align.reporting.cells import VALIDATION, Measure, Results, Value, cells, plain
 from peft_align.reporting.charts.common import (
-    BLUE, Figure, Spec, bare, by_measure, direction, following, plain_text, select, step, titles_of, top, wrapped,
+    BLUE,
+    Figure,
+    Spec,
+    bare,
+    by_measure,
+    direction,
+    following,
+    plain_text,
+    select,
+    step,
+    titles_of,
+    top,
+    wrapped,
 )  # fmt: skip
 from peft_align.reporting.statistics import paired
 from peft_align.reporting.table import Row
 
 REFERENCE = 1600  # samples: what the study's figure 3 sets its scores in relation to
 SETTINGS = {"rank": ("peft.r", "Rank r of the adapter"), "alpha": ("peft.alpha", "Scale alpha of the adapter")}
-TERMS = 15  # bars of a variance's chart
-LINES = 4  # a line's dash and a point's shape tell methods apart, its colour the models
+TERMS, LEAST = 15, 0.005  # bars of a variance's chart: how many, and the least share that one can see
+APART = 0.008  # of the width: how far points of one place stand apart, so that their intervals can be seen
 
 
 def sample_figures(results: Results, table: Sequence[Row]) -> list[Figure]:
@@ -36,7 +48,7 @@ def sample_figures(results: Results, table: Sequence[Row]) -> list[Figure]:
         return []
     keys, _ = titles_of(results, kept)
     titles = {keys[m]: f"{plain_text(m)}, change in %{direction(results.better.get(m))}" for m in kept}
-    rows = [row | {"measure": keys[row["measure"]]} for row in rows]
+    rows = _side_by_side([row | {"measure": keys[row["measure"]]} for row in rows], "samples")
     caption = (
         f"Scores of training runs relative to those of the same run at {' or '.join(map(str, sorted(at)))} samples, "
         f"mean over cells, by method and model, with 95% t intervals over seeds within cells "
@@ -79,6 +91,7 @@ def setting_figures(results: Results, table: Sequence[Row]) -> list[Figure]:
                 measures.append((measure, better))
         if not rows:
             continue
+        rows = _side_by_side(rows, "x")
         titles = {f"m{i}": f"{plain_text(m)}{direction(better)}" for i, (m, better) in enumerate(measures)}
         caption = (
             f"Scores at the last step against {key}, mean over cells, by method and model, with 95% t intervals over "
@@ -120,7 +133,9 @@ def setting_rows(rows: Sequence[Row], key: str) -> list[Row]:
     for row in rows:
         if isinstance(row.get(key), (int, float)):
             cell = repr([(k, v) for k, v in row.items() if k in ("dataset", "preference", "peft", "base") or "." in k])
-            groups.setdefault((str(row["method"]), str(row["model"]), row[key]), {}).setdefault(cell, []).append(row["value"])
+            groups.setdefault((str(row["method"]), str(row["model"]), row[key]), {}).setdefault(cell, []).append(
+                row["value"]
+            )
     lines: dict[tuple[str, str], set[Any]] = {}
     for method, model, x in groups:
         lines.setdefault((method, model), set()).add(x)
@@ -135,22 +150,45 @@ def _point(series: tuple[str, str, Any], of: Mapping[Any, Sequence[float]], fiel
     return row | {"runs": sum(map(len, of.values()))}
 
 
+def _doubling(rows: Sequence[Row], field: str) -> bool:
+    """Whether values are spread as powers of two, so that a plain scale would press the small ones together."""
+    least, most = min(row[field] for row in rows), max(row[field] for row in rows)
+    return bool(least > 0 and most >= 8 * least and field == "x")
+
+
+def _side_by_side(rows: list[Row], field: str) -> list[Row]:
+    """The rows with where they are drawn: each method and model a little beside the others."""
+    series = sorted({(row["method"], row["model"]) for row in rows})
+    least, most = min(row[field] for row in rows), max(row[field] for row in rows)
+    found = []
+    for row in rows:
+        aside = APART * (series.index((row["method"], row["model"])) - (len(series) - 1) / 2)
+        doubling = _doubling(rows, field)
+        at = row[field] * (most / least) ** aside if doubling else row[field] + (most - least) * aside
+        found.append(row | {"at": at})
+    return found
+
+
 def _lines(rows: Sequence[Row], field: str, words: str, title: str, number: str) -> alt.LayerChart:
     tooltip = [
         *(alt.Tooltip("method:N"), alt.Tooltip("model:N"), alt.Tooltip(f"{field}:Q", title=words)),
         *(alt.Tooltip("value:Q", format=".4~g"), alt.Tooltip("low:Q", format=".4~g")),
         *(alt.Tooltip("high:Q", format=".4~g"), alt.Tooltip("cells:Q"), alt.Tooltip("runs:Q")),
     ]
+    scale: Spec = {"zero": False, "nice": False, "padding": 16}
+    scale |= {"type": "log", "base": 2} if _doubling(rows, field) else {}
     ticks = alt.Axis(values=sorted({row[field] for row in rows}), format=number, labelOverlap=True)
     base = alt.Chart().encode(
-        x=alt.X(f"{field}:Q", title=words, axis=ticks, scale=alt.Scale(zero=False, padding=12)),
+        x=alt.X("at:Q", title=words, axis=ticks, scale=alt.Scale(**scale)),
         color=alt.Color("model:N", title="Model"),
         tooltip=tooltip,
     )
     score = alt.Y("value:Q", title=title, scale=alt.Scale(zero=False))
-    lines = base.mark_line(strokeWidth=1.5).encode(y=score, strokeDash=alt.StrokeDash("method:N", title="Method"))
+    lines = base.mark_line(strokeWidth=1.5).encode(y=score, strokeDash=alt.StrokeDash("method:N", legend=None))
     bars = base.mark_rule(opacity=0.6).encode(y=alt.Y("low:Q", title=title, scale=alt.Scale(zero=False)), y2="high:Q")
-    points = base.mark_point(filled=True, size=45, opacity=1).encode(y=score, shape=alt.Shape("method:N", title="Method"))
+    points = base.mark_point(filled=True, size=45, opacity=1).encode(
+        y=score, shape=alt.Shape("method:N", title="Method")
+    )
     return alt.layer(lines, bars, points, data=alt.NamedData("rows")).properties(height=260)
 
 
@@ -225,7 +263,10 @@ def _heat(down: str, across: str, row: str, column: str) -> Spec:
                 {"op": "max", "field": "score", "as": "most"},
             ]
         },
-        {"calculate": "datum.most > datum.least ? (datum.score - datum.least) / (datum.most - datum.least) : 1", "as": "shade"},
+        {
+            "calculate": "datum.most > datum.least ? (datum.score - datum.least) / (datum.most - datum.least) : 1",
+            "as": "shade",
+        },
     ]
     return bare(spec) | {"height": {"step": 40}}
 
@@ -240,14 +281,14 @@ def variance_figures(results: Results, variance: Sequence[Row]) -> list[Figure]:
     rows: list[Row] = []
     for measure, key in keys.items():
         own = [r for r in variance if Measure(r["benchmark"], r["metric"], r["judge"]) == measure]
-        for r in sorted(own, key=lambda r: -r["share"])[:TERMS]:
+        for r in sorted((r for r in own if r["share"] >= LEAST), key=lambda r: -r["share"])[:TERMS]:
             row: Row = {"measure": key, "label": wrapped(r["term"]), "name": plain_text(r["term"])}
             rows.append(row | {"share": r["share"], "df": r["df"], "p": r["p"], "runs": r["runs"]})
     runs = sorted({row["runs"] for row in rows})
     caption = (
         "Shares of the variance of training runs' last scores by axis, by two axes together and by seed (sums of squares "
         f"of type II); of {' to '.join(map(str, runs if len(runs) < 3 else (runs[0], runs[-1])))} runs. "
-        f"The {TERMS} largest terms of each measure at most."
+        f"Of each measure the {TERMS} largest terms at most, none below {LEAST:.1%}."
     )
 
     def build(title: str) -> alt.LayerChart:

@@ -8,7 +8,21 @@ import altair as alt
 
 from peft_align.reporting.cells import Measure, Results, plain
 from peft_align.reporting.charts.common import (
-    BLUE, GREEN, GREY, ORANGE, PINK, Figure, Spec, direction, distinct, figure, plain_text, select, slugs, step,
+    BLUE,
+    GREEN,
+    GREY,
+    LINE,
+    ORANGE,
+    PINK,
+    Figure,
+    Spec,
+    direction,
+    distinct,
+    figure,
+    plain_text,
+    select,
+    slugs,
+    step,
     wrapped,
 )  # fmt: skip
 from peft_align.reporting.claims import CONTRADICTED, SUPPORTED, UNDECIDED, Verdict
@@ -40,14 +54,18 @@ def comparison_figures(found: Sequence[Compared]) -> list[Figure]:
             f"{len(rows)} drawn, each of as many pairs of cells and runs as its tooltip says; "
             f"{lacking} not drawn for want of runs."
         )
-        drawn = figure(name, "comparisons", f"Paired differences: {plain_text(measure)}", caption, _forest(rows, title), rows)
+        drawn = figure(
+            name, "comparisons", f"Paired differences: {plain_text(measure)}", caption, _forest(rows, title), rows
+        )
         figures.append(_orderable(drawn))
     return figures
 
 
 def comparison_rows(compared: Sequence[Compared]) -> list[Row]:
     """What is drawn of one measure: all but what there are not enough runs for."""
-    kept = sorted((one for one in compared if one.result != TOO_FEW), key=lambda one: (one.contrast.name, str(one.part)))
+    kept = sorted(
+        (one for one in compared if one.result != TOO_FEW), key=lambda one: (one.contrast.name, str(one.part))
+    )
     names = [one.contrast.name + (f" ({part_words(one.part)})" if one.part else "") for one in kept]
     by_effect = sorted(range(len(kept)), key=lambda i: -(kept[i].effect.value or 0.0))
     rows: list[Row] = []
@@ -87,7 +105,9 @@ def _forest(rows: Sequence[Row], title: str) -> alt.LayerChart:
         y=alt.Y("label:N", sort=alt.EncodingSortField("place", op="min"), title="Comparison"), tooltip=tooltip
     )
     bars = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="high:Q", color=colour)
-    points = base.mark_point(filled=True, size=80, opacity=1).encode(x=alt.X("effect:Q", title=title), color=colour, shape=shape)
+    points = base.mark_point(filled=True, size=80, opacity=1).encode(
+        x=alt.X("effect:Q", title=title), color=colour, shape=shape
+    )
     return alt.layer(_zero(title), bars, points, data=alt.NamedData("rows")).properties(height=step(rows))
 
 
@@ -139,7 +159,8 @@ def claim_rows(measure: Measure, verdicts: Sequence[Verdict], results: str) -> l
             row |= {"results": results, "verdict": part.verdict, "effect": one.effect.value, "low": one.effect.low}
             row |= {"high": one.effect.high, "cells": one.effect.cells, "seeds": _seeds(one), "runs": one.runs}
             rows.append(row)
-    return rows
+    labels = distinct([row["label"] for row in rows])
+    return [row | {"label": label} for row, label in zip(rows, labels, strict=True)]
 
 
 def _parts(rows: Sequence[Row], title: str) -> alt.LayerChart:
@@ -148,7 +169,12 @@ def _parts(rows: Sequence[Row], title: str) -> alt.LayerChart:
     sources = [source for source in (OURS, THEIRS) if any(row["results"] == source for row in rows)]
     shapes = alt.Scale(domain=sources, range=["circle", "diamond"][: len(sources)])
     tooltip = [
-        *(alt.Tooltip("claim:N"), alt.Tooltip("name:N", title="part"), alt.Tooltip("results:N"), alt.Tooltip("verdict:N")),
+        *(
+            alt.Tooltip("claim:N"),
+            alt.Tooltip("name:N", title="part"),
+            alt.Tooltip("results:N"),
+            alt.Tooltip("verdict:N"),
+        ),
         *(alt.Tooltip("effect:Q", format="+.4~g"), alt.Tooltip("low:Q", format=".4~g")),
         *(alt.Tooltip("high:Q", format=".4~g"), alt.Tooltip("cells:Q", title="pairs of cells")),
         *(alt.Tooltip("seeds:N"), alt.Tooltip("runs:Q")),
@@ -164,5 +190,5 @@ def _parts(rows: Sequence[Row], title: str) -> alt.LayerChart:
         x=alt.X("effect:Q", title=title), shape=alt.Shape("results:N", title=None, scale=shapes)
     )
     lines = max(row["label"].count("\n") + 1 for row in rows)
-    height = alt.Step(max(36, 13 * lines + 8), **{"for": "position"})
+    height = alt.Step(max(36, LINE * lines + 14), **{"for": "position"})
     return alt.layer(_zero(title), bars, points, data=alt.NamedData("rows")).properties(height=height)

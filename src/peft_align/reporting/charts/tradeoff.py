@@ -15,7 +15,16 @@ import altair as alt
 from peft_align.config.schema import MAIN_AXES
 from peft_align.reporting.cells import Measure, Results, cells
 from peft_align.reporting.charts.common import (
-    GREY, WIDE, Figure, Spec, bare, following, plain_text, select, titles_of, top,
+    GREY,
+    WIDE,
+    Figure,
+    Spec,
+    bare,
+    following,
+    plain_text,
+    select,
+    titles_of,
+    top,
 )  # fmt: skip
 from peft_align.reporting.table import NOT_TRAINED, Row
 
@@ -70,7 +79,9 @@ def _caption(small: Mapping[str, Sequence[Row]], any_front: bool, measures: int)
             "that is chosen; a tooltip says with which probability (by bootstrap over seeds) a cell is one of them."
         )
     else:
-        text += "No pair of these measures stands for the two sides (conf/report/sides.yaml), so that no front is drawn."
+        text += (
+            "No pair of these measures stands for the two sides (conf/report/sides.yaml), so that no front is drawn."
+        )
     return text + (f" {measures} measures can be set against each other." if measures > 2 else "")
 
 
@@ -131,7 +142,9 @@ def front_rows(fronts: Sequence[Row], keys: Mapping[str, str], names: Mapping[st
     """front.csv, with the measures by their keys."""
     found = []
     for row in fronts:
-        sides = [row[side] + (f" ({row[f'{side}_judge']})" if row[f"{side}_judge"] else "") for side in ("first", "second")]
+        sides = [
+            row[side] + (f" ({row[f'{side}_judge']})" if row[f"{side}_judge"] else "") for side in ("first", "second")
+        ]
         if all(side in keys for side in sides):
             own = _place(row, names) | {"first": keys[sides[0]], "second": keys[sides[1]], "among": str(row["among"])}
             own |= {"first_mean": row["first_mean"], "second_mean": row["second_mean"], "on_front": row["on_front"]}
@@ -165,7 +178,10 @@ def _chart(
         shown: which rows, and which of the fronts.
         pair: the keys of the measures; None where they are chosen.
     """
-    places = alt.X("x:Q", title=first, scale=alt.Scale(zero=False)), alt.Y("y:Q", title=second, scale=alt.Scale(zero=False))
+    places = (
+        alt.X("x:Q", title=first, scale=alt.Scale(zero=False)),
+        alt.Y("y:Q", title=second, scale=alt.Scale(zero=False)),
+    )
     shades = alt.Color("shade:N", title=None)
     kinds = alt.Shape("kind:N", title=None)
     told = [alt.Tooltip("label:N", title="cell"), alt.Tooltip("x:Q", format=".4~g"), alt.Tooltip("y:Q", format=".4~g")]
