@@ -4,6 +4,8 @@ results.csv, .parquet, .md    every result; mean ± 95% interval over seeds
 findings.md                   sentences: comparisons, claims, published numbers, each with its interval and its runs
 comparisons.csv claims.csv published.csv coverage.csv cells.csv front.csv variance.csv tables/*.tex    docs/results.md
 cost.csv failures.csv         what each run took; why runs failed, with the end of their logs
+figures/*.svg, *.pdf          charts of all that
+report.html                   all of it as one page, with what stands behind each run, and samples side by side
 
 usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--config-dir DIR]
 
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from peft_align.cli import Asked, ask, run_verb
 from peft_align.config.schema import Wandb
@@ -40,7 +43,10 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
     Raises:
         InputError: conf/report/ has faults.
     """
-    from peft_align.reporting import cost, failures, findings  # import numpy
+    from peft_align.reporting import cost, failures, figures, findings, page  # import altair and numpy
+    from peft_align.reporting.answers import answers
+    from peft_align.reporting.details import details
+    from peft_align.reporting.provenance import provenance
 
     questions = findings.load_questions(asked.space)
     told = told_of(items, asked.root)
@@ -54,8 +60,24 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
         temporary.write_text(summary, encoding="utf-8")
     found = findings.find(asked.space, questions, asked.sweep, items, table)
     findings.write(found, folder)
-    write_csv(folder / "cost.csv", cost.COLUMNS, cost.cost_rows(items, asked.root, table, told))
-    write_csv(folder / "failures.csv", failures.FAILURES, failures.failure_rows(items, asked.root, told))
+    took, failed = cost.cost_rows(items, asked.root, table, told), failures.failure_rows(items, asked.root, told)
+    write_csv(folder / "cost.csv", cost.COLUMNS, took)
+    write_csv(folder / "failures.csv", failures.FAILURES, failed)
+    charts = figures.figures(found, table)
+    figures.write_figures(charts, folder)
+    content = page.Content(
+        title=asked.sweep.name,
+        found=found,
+        figures=charts,
+        answers=answers(items, asked.root, told=told),  # before the details, which tell what could not be read
+        details=details(items, asked.root, told),
+        cost=took,
+        per_point=cost.per_point(found, took),
+        failures=failed,
+        provenance=provenance(items, asked.root, told),
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    page.write_page(content, folder)
     warnings = data_warnings(told)
     if isinstance(tracker := asked.sweep.config.tracker, Wandb):
         from peft_align.reporting.tracked import track_report
