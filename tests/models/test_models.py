@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from sweeping import expand
 from transformers import AutoModelForCausalLM
 
-from peft_align.config.command_line import parse
-from peft_align.config.compose import ConfigSpace
 from peft_align.config.schema import Config
 from peft_align.errors import InputError
-from peft_align.grid.expand import build_sweep
 from peft_align.models.adapters import continue_adapter, loaded_adapter, new_adapter, save_adapter, take_off
 from peft_align.models.loading import Base, BaseCache, load_base
 from peft_align.models.scoring import response_log_probabilities
@@ -22,7 +20,7 @@ IDS = torch.arange(3, 40)[None]
 
 
 def config_of(*words: str) -> Config:
-    return build_sweep(ConfigSpace(), parse(["model=tiny", "dataset=everyday", *words])).runs[0].config
+    return expand("model=tiny", "dataset=everyday", *words).runs[0].config
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16", "nf4"])

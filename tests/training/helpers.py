@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweeping import expand
 
-from peft_align.config.command_line import parse
-from peft_align.config.compose import ConfigSpace
-from peft_align.grid.expand import build_sweep
 from peft_align.grid.runs import Run
 from peft_align.models.loading import Base, load_base
 from peft_align.store.runs import RunDir
@@ -21,7 +19,7 @@ FP32 = ("peft.compute_dtype=fp32", "peft.dropout=0", "train.optimizer=adamw_torc
 
 def runs_of(*words: str) -> list[Run]:
     """The training runs that a command line asks for."""
-    return [run for run in build_sweep(ConfigSpace(), parse(words)).runs if run.kind == "train"]
+    return [run for run in expand(*words).runs if run.kind == "train"]
 
 
 def run_of(*words: str) -> Run:
