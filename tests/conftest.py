@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -17,6 +18,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests never reach for the hu
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SMOLLM2 = "smollm2-135m-instruct-dequantised-q4_1"
+
+
+def pytest_collection_finish() -> None:
+    """What tests have imported stays: collections of garbage, of which each training makes two, pass it over now.
+
+    With the modules of torch, transformers and the tests, each takes half a second; that is most of a tiny training.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def missing(what: str) -> NoReturn:
