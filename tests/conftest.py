@@ -20,6 +20,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 SMOLLM2 = "smollm2-135m-instruct-dequantised-q4_1"
 
 
+# Which files begin first, since they take long: a process that begins one at the end leaves the others idle.
+FIRST = [REPOSITORY / "tests" / name for name in ("test_docs.py", "launch/test_local.py", "end_to_end", "training")]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first; otherwise the order stays."""
+    items.sort(
+        key=lambda item: next((i for i, place in enumerate(FIRST) if item.path.is_relative_to(place)), len(FIRST))
+    )
+
+
 def pytest_collection_finish() -> None:
     """What tests have imported stays: collections of garbage, of which each training makes two, pass it over now.
 
