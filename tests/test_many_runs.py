@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,13 +39,17 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         _opened.append(str(arguments[0]))
 
 
-sys.addaudithook(_hook)
+@functools.cache
+def _watch() -> None:
+    """For good, and thus not before it is needed: every test after it is a little slower."""
+    sys.addaudithook(_hook)
 
 
 @contextmanager
 def opened(root: Path) -> Iterator[list[str]]:
     """The files under a root that are opened meanwhile, whether they are there or not; complete at the end."""
     global _opened
+    _watch()
     found: list[str] = []
     _opened = []
     try:
