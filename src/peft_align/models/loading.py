@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from peft_align.data.pairs import Pair
 from peft_align.data.sources import Split
 from peft_align.data.tokenization import TokenizedPair
 from peft_align.errors import Fault, InputError
-from peft_align.models import tokenizer
+from peft_align.models import late_compile, tokenizer  # noqa: F401  the former is there to be imported
 from peft_align.models.tokenizer import check_vocabulary, load_tokenizer
 from peft_align.store.hub import commit_of, find_repository, model_folder
 from peft_align.store.records import Digests, cache_dir, digest_of, inventory, remove_tree, sync_tree, umask, write_json
@@ -93,9 +94,19 @@ class BaseCache:
         if self._base is None or self._key != key:
             self._base = None  # free the old one first, and the trainers that refer to it in circles
             gc.collect()
+            pass_over_modules()
             self._base, self._key = load_base(config, dequantized=dequantized), key
             self.loads += 1
         return self._base
+
+
+@cache
+def pass_over_modules() -> None:
+    """Have collections of garbage, of which each training makes two, pass over what was imported: half a second each.
+
+    Once in a process, before it has a model: what is there now is never looked at again.
+    """
+    gc.freeze()
 
 
 def with_own_modules(base: Base) -> Base:
