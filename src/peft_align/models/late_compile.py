@@ -21,14 +21,14 @@ def compiled_when_called() -> Iterator[None]:
 
     What the compiler raises is raised by that call.
     """
-    compile_now: Any = torch.compile
+    compile_now = torch.compile
 
     def compile_later(function: Callable[..., Any] | None = None, **settings: Any) -> Callable[..., Any]:
         if function is None:
             return partial(compile_later, **settings)
 
         @cache
-        def compiled() -> Any:
+        def compiled() -> Callable[..., Any]:
             return compile_now(function, **settings)
 
         @wraps(function)
@@ -37,11 +37,11 @@ def compiled_when_called() -> Iterator[None]:
 
         return call
 
-    vars(torch)["compile"] = compile_later
+    torch.compile = compile_later
     try:
         yield
     finally:
-        vars(torch)["compile"] = compile_now
+        torch.compile = compile_now
 
 
 with compiled_when_called():
