@@ -26,7 +26,7 @@ from peft_align.data.pairs import Pair
 from peft_align.data.sources import Split
 from peft_align.data.tokenization import TokenizedPair
 from peft_align.errors import Fault, InputError
-from peft_align.models import late_compile, tokenizer  # noqa: F401  the former is there to be imported
+from peft_align.models import tokenizer
 from peft_align.models.tokenizer import check_vocabulary, load_tokenizer
 from peft_align.store.hub import commit_of, find_repository, model_folder
 from peft_align.store.records import Digests, cache_dir, digest_of, inventory, remove_tree, sync_tree, umask, write_json
