@@ -31,6 +31,8 @@ function chartConfig(narrow) {
       titleColor: ink,
       titleFontWeight: 500,
       labelLimit: 220,
+      symbolBaseFillColor: ink,
+      symbolBaseStrokeColor: ink,
       ...(narrow ? { orient: "bottom", columns: 2, labelLimit: 110 } : {}),
     },
   };
