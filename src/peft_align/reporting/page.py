@@ -35,6 +35,7 @@ from peft_align.terminal import shown
 ASSETS = Path(__file__).parent / "assets"
 FILE = "report.html"
 FIRST = {"sentences": "What it was made on", "warnings": "Where runs differ in what should be the same"}
+GLOBALS = "window.vegaEmbed = vegaEmbed; window.vegaLite = vegaLite;"
 VEGA_LITE = "6.4"  # of those that vl-convert carries, the one that Altair's schema is of
 SCRIPTS = ("page.js", "charts.js", "run.js", "samples.js")  # in this order
 SECTIONS = {  # by anchor, in their order: heading, and its short form in the navigation
@@ -146,7 +147,7 @@ def vega() -> str:
     """
     import vl_convert
 
-    made = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+    made = vl_convert.javascript_bundle(GLOBALS, vl_version=VEGA_LITE)
     return _checked(str(made), "the Vega bundle")
 
 

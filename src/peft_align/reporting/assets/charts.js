@@ -31,6 +31,8 @@ function chartConfig(narrow) {
       titleColor: ink,
       titleFontWeight: 500,
       labelLimit: 220,
+      symbolBaseFillColor: ink,
+      symbolBaseStrokeColor: ink,
       ...(narrow ? { orient: "bottom", columns: 2, labelLimit: 110 } : {}),
     },
   };
@@ -55,25 +57,29 @@ function saveButtons(name, view) {
   );
 }
 
+// Vega-Lite warns of how it lays a chart out, which is no reader's business; what is wrong it throws.
+const quiet = { level: () => quiet, error: () => quiet, warn: () => quiet, info: () => quiet, debug: () => quiet };
+
 async function drawChart(box, spec) {
   const name = box.dataset.figure;
   const choices = element("div", { class: "controls" }); // where Vega puts what can be chosen
   const options = {
     bind: choices,
-    mode: "vega-lite",
+    mode: "vega",
     ast: true,
     renderer: "svg",
     actions: false, // its menu would offer to send the chart to an editor on the web
     defaultStyle: false,
     tooltip: { disableDefaultStyle: true },
-    logLevel: 1, // errors; what Vega-Lite warns of is how it lays a chart out
-    config: chartConfig(box.clientWidth < 520),
   };
   box.replaceChildren();
   box.before(choices);
   try {
     const title = find("h3", box.parentElement).textContent;
-    const { view } = await window.vegaEmbed(box, { description: title, ...spec }, options); // for those who hear it
+    const described = { description: title, ...spec }; // for those who hear the page
+    const config = chartConfig(box.clientWidth < 520);
+    const compiled = window.vegaLite.compile(described, { config, logger: quiet }).spec;
+    const { view } = await window.vegaEmbed(box, compiled, options);
     view.addEventListener("click", (_, item) => {
       if (item?.datum?.run_id) location.hash = `#run=${encodeURIComponent(item.datum.run_id)}`;
     });
