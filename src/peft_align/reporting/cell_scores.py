@@ -84,7 +84,7 @@ def cell_scores(adapter: Exported, shown: Mapping[str, list[str]]) -> list[CellS
 
 def identities(root: Path) -> dict[str, Mapping[str, Any]]:
     """run.json of every run under a root that has one, by id."""
-    found = {}
+    found: dict[str, Mapping[str, Any]] = {}
     for path in sorted((root / "runs").glob("*/run.json")):
         identity = read_json(path)
         if identity is not None and isinstance(identity.get("config"), dict) and "kind" in identity:

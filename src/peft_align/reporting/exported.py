@@ -10,7 +10,8 @@ from typing import Any
 
 from peft_align.errors import Fault, InputError, suggest
 from peft_align.store.records import read_json
-from peft_align.store.runs import MERGE, TRAIN, RunDir, damage
+from peft_align.store.runs import RunDir, damage
+from peft_align.store.shapes import MERGE, TRAIN
 
 # Groups of settings that a run of its kind has.
 SETTINGS = {"train": ("dataset", "preference", "method", "model", "peft", "train"), "merge": ("model", "base", "merge")}
@@ -93,9 +94,10 @@ def exported(directory: RunDir, step: int | None = None) -> Exported:
         InputError: there is none.
     """
     identity = read_json(directory.path / "run.json") or {}
-    kind, config = identity.get("kind"), identity.get("config")
-    known = kind in ("train", "merge", "baseline", "external") and isinstance(config, dict)
-    if not known or not all(isinstance(config.get(group), dict) for group in SETTINGS.get(str(kind), ())):
+    kind = identity.get("kind")
+    config: Any = identity.get("config")
+    is_known = kind in ("train", "merge", "baseline", "external") and isinstance(config, dict)
+    if not (is_known and all(isinstance(config.get(group), dict) for group in SETTINGS.get(str(kind), ()))):
         raise InputError([Fault(directory.id, "has no run.json that says what it is", FINISH)])
     if kind == "baseline":
         what = "is an unaligned base: there is no adapter"

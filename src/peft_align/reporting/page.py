@@ -127,7 +127,7 @@ def render(content: Content) -> str:
         "answers": compact_answers(content.answers),
     }
     template = _environment().get_template("page.html.jinja")
-    return template.render(
+    made: str = template.render(
         policy=policy,
         style=_asset("page.css"),
         scripts=[libraries, script],
@@ -136,6 +136,7 @@ def render(content: Content) -> str:
         content=content,
         **_told(content),
     )
+    return made
 
 
 @functools.cache

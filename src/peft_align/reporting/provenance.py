@@ -95,8 +95,7 @@ def provenance(items: Sequence[Item], root: Path, told: Mapping[str, Told] | Non
                 for name, version in _versions(made):
                     packages.add(run.id, name, version)
             if stage != "merging":
-                kind, name = device(record) or (None, None)
-                devices.add(run.id, stage, kind, name)
+                devices.add(run.id, stage, *(device(record) or (None, None)))
             if stage == "judging":
                 judges.add(run.id, text(record, "benchmark"), text(record, "judge"))
             for name, read in (part(record, "inputs") or {}).items():

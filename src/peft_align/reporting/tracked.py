@@ -14,7 +14,7 @@ from peft_align.config.schema import Wandb
 from peft_align.grid.runs import Sweep
 from peft_align.reporting import claims, comparisons
 from peft_align.reporting.cells import cell_rows, cells
-from peft_align.reporting.claims import TOO_FEW
+from peft_align.reporting.comparisons import TOO_FEW
 from peft_align.reporting.coverage import STATES
 from peft_align.reporting.findings import Findings
 from peft_align.reporting.table import Row, columns

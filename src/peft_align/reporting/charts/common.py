@@ -62,6 +62,13 @@ class Figure:
     sheet: Spec
 
 
+def layered(*charts: alt.Chart, height: Any) -> alt.LayerChart:
+    """Charts over each other, all of the data `rows`."""
+    whole = alt.layer(*charts, data=alt.NamedData("rows")).properties(height=height)
+    assert isinstance(whole, alt.LayerChart)  # facets are not made here
+    return whole
+
+
 def figure(name: str, section: str, title: str, caption: str, chart: alt.LayerChart, rows: Sequence[Row]) -> Figure:
     """A chart with nothing to choose. `rows` are its data."""
     spec = chart.to_dict()

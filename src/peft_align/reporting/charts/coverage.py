@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import altair as alt
 
-from peft_align.reporting.charts.common import BLUE, GREY, ORANGE, VIOLET, Figure, figure, plain_text, step, wrapped
+from peft_align.reporting.charts.common import (
+    BLUE,
+    GREY,
+    ORANGE,
+    VIOLET,
+    Figure,
+    figure,
+    layered,
+    plain_text,
+    step,
+    wrapped,
+)
 from peft_align.reporting.coverage import ALL, DONE, EXCLUDED, FAILED, MISSING, STATES, Coverage
 from peft_align.reporting.table import Row
 
@@ -18,7 +29,7 @@ def coverage_figures(coverage: Coverage) -> list[Figure]:
     if not rows:
         return []
     told = [state for state in STATES if any(row["state"] == state for row in rows)]
-    chart = alt.layer(
+    bars = (
         alt.Chart(alt.NamedData("rows"))
         .mark_bar()
         .encode(
@@ -33,7 +44,8 @@ def coverage_figures(coverage: Coverage) -> list[Figure]:
                 alt.Tooltip("reasons:N"),
             ],
         )
-    ).properties(height=step(rows))
+    )
+    chart = layered(bars, height=step(rows))
     caption = (
         "Runs by state, counted over every axis that varies: each group of bars has all runs that have the axis. "
         f"{coverage.text().splitlines()[0]}"

@@ -1,4 +1,4 @@
-"""Scores against the number of samples, against rank and alpha, over pairs of axes, and the shares of their variance."""
+"""Scores against the number of samples, rank and alpha, over pairs of axes, and the shares of their variance."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from peft_align.reporting.charts.common import (
     by_measure,
     direction,
     following,
+    layered,
     plain_text,
     select,
     step,
@@ -189,7 +190,7 @@ def _lines(rows: Sequence[Row], field: str, words: str, title: str, number: str)
     points = base.mark_point(filled=True, size=45, opacity=1).encode(
         y=score, shape=alt.Shape("method:N", title="Method")
     )
-    return alt.layer(lines, bars, points, data=alt.NamedData("rows")).properties(height=260)
+    return layered(lines, bars, points, height=260)
 
 
 def heat_figures(results: Results) -> list[Figure]:
@@ -230,7 +231,8 @@ def heat_figures(results: Results) -> list[Figure]:
     sheet: Spec = {"columns": 2, "concat": panels, "resolve": {"scale": {"color": "independent"}}, "spacing": 40}
     caption = (
         "Mean of the cells' means at the last step, over two axes; lighter is higher. What is not there is blank, and "
-        f"means over unequal sets of cells are not alike in all else: compare by the paired differences. {len(rows)} cell means."
+        f"means over unequal sets of cells are not alike in all else: compare by the paired differences. "
+        f"{len(rows)} cell means."
     )
     data = {"rows": rows}
     page_spec = top(page | {"params": params}, data, "container")
@@ -286,8 +288,8 @@ def variance_figures(results: Results, variance: Sequence[Row]) -> list[Figure]:
             rows.append(row | {"share": r["share"], "df": r["df"], "p": r["p"], "runs": r["runs"]})
     runs = sorted({row["runs"] for row in rows})
     caption = (
-        "Shares of the variance of training runs' last scores by axis, by two axes together and by seed (sums of squares "
-        f"of type II); of {' to '.join(map(str, runs if len(runs) < 3 else (runs[0], runs[-1])))} runs. "
+        "Shares of the variance of training runs' last scores by axis, by two axes together and by seed (sums of "
+        f"squares of type II); of {' to '.join(map(str, runs if len(runs) < 3 else (runs[0], runs[-1])))} runs. "
         f"Of each measure the {TERMS} largest terms at most, none below {LEAST:.1%}."
     )
 
@@ -301,6 +303,6 @@ def variance_figures(results: Results, variance: Sequence[Row]) -> list[Figure]:
             x=alt.X("share:Q", title=title, axis=alt.Axis(format="%")),
             tooltip=tooltip,
         )  # fmt: skip
-        return alt.layer(bars, data=alt.NamedData("rows")).properties(height=step(rows))
+        return layered(bars, height=step(rows))
 
     return [by_measure("variance", "curves", "What moves the scores", caption, build, rows, titles)]

@@ -13,6 +13,7 @@ from peft_align.reporting.charts.common import (
     Figure,
     by_measure,
     distinct,
+    layered,
     plain_text,
     slug,
     step,
@@ -40,8 +41,9 @@ def published_figures(results: Results, beside: Sequence[Row]) -> list[Figure]:
             rows += [row | {"measure": key} for row in published_rows(of, _varying(own))]
         number = f"table {table}"
         caption = (
-            f"Means of this sweep with 95% intervals (over seeds; over items where a cell has one seed) and the numbers of "
-            f"the study's {number}, means of five seeds published without a spread. {len(own)} numbers of this sweep."
+            f"Means of this sweep with 95% intervals (over seeds; over items where a cell has one seed) and the "
+            f"numbers of the study's {number}, means of five seeds published without a spread. "
+            f"{len(own)} numbers of this sweep."
         )
         title = f"Beside the published {number}"
         build = lambda words, rows=rows: _chart(rows, words)  # noqa: E731
@@ -91,4 +93,4 @@ def _chart(rows: Sequence[Row], title: str) -> alt.LayerChart:
     points = base.mark_point(size=70, filled=True, opacity=0.9).encode(
         x=alt.X("value:Q", title=title, scale=score), shape=shape
     )
-    return alt.layer(bars, points, data=alt.NamedData("rows")).properties(height=step(rows))
+    return layered(bars, points, height=step(rows))
