@@ -135,9 +135,10 @@ def claim_figures(results: Results, ours: Sequence[Verdict], theirs: Sequence[Ve
             continue
         title = f"Difference in {plain_text(measure)}{direction(results.better.get(measure))}"
         caption = (
-            "Parts of the claims: mean paired differences with 95% t intervals, coloured by what the interval alone says "
-            "of the part (a claim's verdict takes all of its parts). Published tables: one value a cell, intervals over "
-            f"cells. {sum(row['results'] == OURS for row in rows)} parts of this sweep drawn; {lacking} not, for want of runs."
+            "Parts of the claims: mean paired differences with 95% t intervals, coloured by what the interval alone "
+            "says of the part (a claim's verdict takes all of its parts). Published tables: one value a cell, intervals "
+            f"over cells. {sum(row['results'] == OURS for row in rows)} parts of this sweep drawn; {lacking} not, for "
+            "want of runs."
         )
         of = f"Parts of claims: {plain_text(measure)}"
         figures.append(figure(name, "claims", of, caption, _parts(rows, title), rows))
@@ -154,7 +155,8 @@ def claim_rows(measure: Measure, verdicts: Sequence[Verdict], results: str) -> l
             if part.verdict == TOO_FEW or not (one.measure == measure or (results == THEIRS and same)):
                 continue
             within = f" ({part_words(one.part)})" if one.part else ""
-            name = f"{verdict.claim.name}: {one.contrast}{within}, expected {(one.contrast.expect or '').replace('_', ' ')}"
+            expected = (one.contrast.expect or "").replace("_", " ")
+            name = f"{verdict.claim.name}: {one.contrast}{within}, expected {expected}"
             row: Row = {"label": wrapped(name, 34), "name": plain_text(name), "claim": plain_text(verdict.claim.says)}
             row |= {"results": results, "verdict": part.verdict, "effect": one.effect.value, "low": one.effect.low}
             row |= {"high": one.effect.high, "cells": one.effect.cells, "seeds": _seeds(one), "runs": one.runs}

@@ -71,12 +71,13 @@ def tradeoff_figures(results: Results, fronts: Sequence[Row]) -> list[Figure]:
 def _caption(small: Mapping[str, Sequence[Row]], any_front: bool, measures: int) -> str:
     text = (
         "Small dots are runs (seeds), large ones cells: means at the last step with 95% intervals in both directions "
-        f"(over seeds; over items where a cell has one seed). First pair: {len(small['cells'])} cells, {len(small['runs'])} runs. "
+        f"(over seeds; over items where a cell has one seed). First pair: {len(small['cells'])} cells, "
+        f"{len(small['runs'])} runs. "
     )
     if any_front:
         text += (
-            "The dashed line joins the cells that no other beats on both sides, among all cells, or among those of the model "
-            "that is chosen; a tooltip says with which probability (by bootstrap over seeds) a cell is one of them."
+            "The dashed line joins the cells that no other beats on both sides, among all cells, or among those of the "
+            "model that is chosen; a tooltip says with which probability (by bootstrap over seeds) a cell is one of them."
         )
     else:
         text += (
