@@ -26,7 +26,7 @@ Study = tuple[Sweep, findings.Findings]
 Verb = Callable[..., "subprocess.CompletedProcess[str]"]
 FILES = {
     *("cells.csv", "claims.csv", "comparisons.csv", "cost.csv", "coverage.csv", "failures.csv", "findings.md"),
-    *("front.csv", "published.csv"),
+    *("front.csv", "published.csv", "report.html"),
     *("results.csv", "results.md", "results.parquet", "variance.csv"),
 }
 LOADED = """

@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from peft_align.reporting.charts.axes import heat_figures, variance_figures
 from peft_align.reporting.charts.common import Figure
 from peft_align.reporting.charts.coverage import coverage_figures
-from peft_align.reporting.charts.curves import heat_figures, sample_figures, setting_figures, variance_figures
+from peft_align.reporting.charts.curves import sample_figures, setting_figures
 from peft_align.reporting.charts.forest import claim_figures, comparison_figures
 from peft_align.reporting.charts.published import published_figures
 from peft_align.reporting.charts.tradeoff import tradeoff_figures

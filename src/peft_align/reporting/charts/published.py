@@ -41,8 +41,8 @@ def published_figures(results: Results, beside: Sequence[Row]) -> list[Figure]:
             rows += [row | {"measure": key} for row in published_rows(of, _varying(own))]
         number = f"table {table}"
         caption = (
-            f"Means of this sweep with 95% intervals (over seeds; over items where a cell has one seed) and the "
-            f"numbers of the study's {number}, means of five seeds published without a spread. "
+            "Means of this sweep with 95% intervals (over seeds; over items where a cell has one seed) and the numbers "
+            f"of the study's {number}, means of five seeds published without a spread. "
             f"{len(own)} numbers of this sweep."
         )
         title = f"Beside the published {number}"
