@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import page_material
 import pytest
 from page_material import HOSTILE, SMALL, content
 
-from peft_align.reporting import page, page_data
+from peft_align.reporting import page
 from peft_align.reporting.page import Content
 
 
@@ -146,36 +144,6 @@ def test_keys_are_taken_out(small: Content) -> None:
         small, details={run_id: own}, failures=[{"run_id": run_id, "reason": key, "log_end": key}]
     )
     assert key not in page.render(told)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float64("nan")])
-def test_numbers_that_are_not_finite_leave_the_data_readable(value: float) -> None:
-    assert json.loads(page_data.embedded({"a": [value, np.float32(0.5), np.int64(3), True]})) == {
-        "a": [None, 0.5, 3, True]
-    }
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_data_cannot_end_its_element_and_reads_as_it_was(text: str) -> None:
-    embedded = page_data.embedded({text: [text]})
-    assert not re.search("[<>&\u2028\u2029\ud800-\udfff]", embedded)
-    assert json.loads(embedded) == {text: [text]}
-    embedded.encode("utf-8")
-
-
-def test_what_runs_have_in_common_is_told_once(small: Content) -> None:
-    compact = page_data.compact_details(small.details)
-    for run_id, told in small.details.items():
-        own = compact["runs"][run_id]
-        assert dict(compact["settings"][i] for i in own["config"]) == told["config"]
-        for name, points in told["curves"].items():
-            steps, values = own["curves"][name]
-            assert [s for s, _ in points] == compact["steps"][steps]
-            assert values == pytest.approx([v for _, v in points], rel=1e-4)
-        scores = [[s, *compact["names"][i], value, error, n] for s, i, value, error, n in own["scores"]]
-        assert scores == [[s, name, metric, judge, pytest.approx(value, rel=1e-4), error, n]
-                          for s, name, metric, value, error, n, judge in told["scores"]]  # fmt: skip
-    assert len(page_data.embedded(compact)) < 0.6 * len(page_data.embedded(small.details))
 
 
 def test_the_findings_are_told_what_is_shown_first(parsed: Parsed) -> None:
