@@ -25,7 +25,7 @@ quickstart: setup  ## train and evaluate 4 small runs on this machine and show t
 	@$(RUN) -m peft_align.sweep +grid=quickstart
 
 test: setup lint  ## the quick tests (5 minutes)
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not acceptance" -n auto --maxprocesses 8 --dist loadfile
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not acceptance" -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## the slow tests: a real model, real data
 	@$(RUN) scripts/fetch_smollm2.py

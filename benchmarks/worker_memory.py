@@ -3,7 +3,8 @@
     python benchmarks/worker_memory.py
 
 The tiny model, SFT and DPO runs in turn, by launch/job.py's own Worker in a process of its own. What is loaded and
-built once comes with the first runs of each method; what a later run leaves behind is growth. The table goes into docs/performance.md.
+built once comes with the first runs of each method; what a later run leaves behind is growth. The table goes into
+docs/performance.md.
 """
 
 from __future__ import annotations

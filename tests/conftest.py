@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +17,26 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the tests never reach for the hu
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SMOLLM2 = "smollm2-135m-instruct-dequantised-q4_1"
+
+
+# Which files begin first, since they take long: a process that begins one at the end leaves the others idle.
+FIRST = [REPOSITORY / "tests" / name for name in ("test_docs.py", "launch/test_local.py", "end_to_end", "training")]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first; otherwise the order stays."""
+    items.sort(
+        key=lambda item: next((i for i, place in enumerate(FIRST) if item.path.is_relative_to(place)), len(FIRST))
+    )
+
+
+def pytest_collection_finish() -> None:
+    """What tests have imported stays: collections of garbage, of which each training makes two, pass it over now.
+
+    With the modules of torch, transformers and the tests, each takes half a second; that is most of a tiny training.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def missing(what: str) -> NoReturn:
@@ -76,18 +96,45 @@ def small_lm_eval() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Verbs that tests give in their own process share what was composed of the shipped options."""
+    import programs
+
+    from peft_align import cli
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "ConfigSpace", programs.space)
+        yield
+
+
 Verb = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def checked(done: subprocess.CompletedProcess[str], check: bool) -> subprocess.CompletedProcess[str]:
+    if check and done.returncode != 0:
+        command = " ".join(map(str, done.args))
+        pytest.fail(f"{command}\nexit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
 
 
 @pytest.fixture
 def verb(tmp_path: Path) -> Verb:
     """Run `python -m peft_align.VERB ...` in an empty folder."""
+    import programs
 
-    def run(name: str, *words: str, timeout: float = 600, check: bool = False) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", f"peft_align.{name}", *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout)
-        if check and done.returncode != 0:
-            pytest.fail(f"{' '.join(words)}\nexit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-        return done
+    def run(*words: str, timeout: float = 600, check: bool = False) -> subprocess.CompletedProcess[str]:
+        return checked(programs.program(words, tmp_path, timeout), check)
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Verb:
+    """The same in this process, in a tenth of the time: for what starts no workers and is not killed."""
+    import programs
+
+    def run(*words: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+        return checked(programs.in_this_process(words, tmp_path), check)
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,23 @@ def source(folder: Path, digests: Digests) -> dict[str, Any]:
 
 
 def finish_training(
-    root: Path, run: Run, steps: Iterable[int] | None = None, inputs: Mapping[str, Any] | None = None, **more: Any
+    root: Path,
+    run: Run,
+    steps: Iterable[int] | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    measured: Sequence[Mapping[str, Any]] = ({"step": 1, "loss": 2.0},),
+    **more: Any,
 ) -> RunDir:
-    """Leave a run on disk as training does, with a few bytes for the adapter of each step."""
+    """Leave a run on disk as training does, with a few bytes for the adapter of each step.
+
+    Args:
+        root: of the results.
+        run: that is done then.
+        steps: of its checkpoints; None: those that it is asked for.
+        inputs: what it read.
+        measured: lines of its metrics.
+        more: what its record has besides.
+    """
     directory, digests = RunDir(root, run.id), Digests()
     last = run.config.train.max_steps
     saved: dict[str, Any] = {}
@@ -104,7 +119,7 @@ def finish_training(
         saved[str(step)] = {"files": files, "digest": digest_of(files)}
     link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
     metrics = directory.attempt / "metrics.jsonl"
-    metrics.write_text('{"step": 1, "loss": 2.0}\n', encoding="utf-8")
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in measured), encoding="utf-8")
     record = {
         "format": FORMAT,
         "run": run.id,

@@ -33,8 +33,8 @@ def refused(*words: str) -> str:
     return str(fault)
 
 
-def test_where_no_sweep_was_started_one_fault_says_so(verb: Verb, tmp_path: Path) -> None:
-    done = verb("cancel")
+def test_where_no_sweep_was_started_one_fault_says_so(here: Verb, tmp_path: Path) -> None:
+    done = here("cancel")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "1 fault in the input" in done.stderr
@@ -48,8 +48,8 @@ def test_where_nothing_was_submitted_one_fault_says_so(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_help_shows_examples(verb: Verb) -> None:
-    text = verb("cancel", "--help", check=True).stdout
+def test_the_help_shows_examples(here: Verb) -> None:
+    text = here("cancel", "--help", check=True).stdout
     assert sum(line.strip().startswith("python -m peft_align.cancel") for line in text.splitlines()) == 3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from peft_align.store import records
 from peft_align.store.runs import RunDir
 
 WORDS = ("model=tiny", "dataset=everyday", "train.max_steps=4", "evaluation.benchmarks=[preference,everyday_mc]")
-SIZES = (10, 60, 210)
+SIZES = (10, 30, 70)
 # Records of training, of a failure, and of two evaluations, which the table reads once more.
 MOST = {"status": 6, "plan": 6, "report": 8, "sweep": 8, "clean": 1}
 VERBS: dict[str, Callable[[list[str]], int]] = {
@@ -38,13 +39,17 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         _opened.append(str(arguments[0]))
 
 
-sys.addaudithook(_hook)
+@functools.cache
+def _watch() -> None:
+    """For good, and thus not before it is needed: every test after it is a little slower."""
+    sys.addaudithook(_hook)
 
 
 @contextmanager
 def opened(root: Path) -> Iterator[list[str]]:
     """The files under a root that are opened meanwhile, whether they are there or not; complete at the end."""
     global _opened
+    _watch()
     found: list[str] = []
     _opened = []
     try:

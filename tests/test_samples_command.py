@@ -199,10 +199,10 @@ def test_steps_that_rose_equally_come_in_order() -> None:
 
 
 @pytest.mark.slow
-def test_a_training_is_looked_up_without_torch(verb: Verb, tmp_path: Path) -> None:
+def test_a_training_is_looked_up_without_torch(here: Verb, tmp_path: Path) -> None:
     """From the run itself: its own metrics name rows of the data."""
     words = (*WORDS, "train.max_steps=2", "train.batch_size=4", "train.max_length=200")
-    verb("train", *words, check=True)
+    here("train", *words, check=True)
     (run,) = trained(expand(*words))
     program = (
         "import sys; from peft_align.samples import main; code = main()\n"
@@ -215,7 +215,7 @@ def test_a_training_is_looked_up_without_torch(verb: Verb, tmp_path: Path) -> No
     (step,) = json.loads(done.stdout)["steps"]
     assert len(step["samples"]) == 4
     assert all(sample["chosen"] and sample["loss"] > 0 for sample in step["samples"])
-    refused = verb("samples", run.id + "x")
+    refused = here("samples", run.id + "x")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert f"did you mean '{run.id}'?" in refused.stderr
 

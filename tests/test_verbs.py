@@ -108,10 +108,10 @@ def test_faults_of_a_grid_file_are_told_with_grid_and_block(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["plan", "sweep"])
+@pytest.mark.parametrize("name", ["plan", "sweep", "export"])
 @pytest.mark.parametrize("words", [[], ["+grdi=full"], ["hydra.vrbose=1"], ["seed="]], ids=str)
-def test_refused_programs_exit_with_2(verb: Verb, tmp_path: Path, name: str, words: list[str]) -> None:
-    done = verb(name, *words)
+def test_refused_programs_exit_with_2(here: Verb, tmp_path: Path, name: str, words: list[str]) -> None:
+    done = here(name, *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words)
@@ -133,8 +133,8 @@ def test_verbs_that_only_look_import_no_torch_even_where_there_are_results(tmp_p
 
 
 @pytest.mark.parametrize("name", ["plan", "sweep", "train"])
-def test_the_shown_config_is_yaml_without_open_references(verb: Verb, tmp_path: Path, name: str) -> None:
-    done = verb(name, "+grid=quickstart", "method=dpo", "peft=lora", "--cfg", check=True)
+def test_the_shown_config_is_yaml_without_open_references(here: Verb, tmp_path: Path, name: str) -> None:
+    done = here(name, "+grid=quickstart", "method=dpo", "peft=lora", "--cfg", check=True)
     config = OmegaConf.create(done.stdout)
     assert (config.method.kind, config.model.source, config.train.max_steps) == ("dpo", "cache", 8)
     assert "${" not in done.stdout

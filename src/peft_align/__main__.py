@@ -22,6 +22,7 @@ VERBS = {
     "cancel": "end the Slurm jobs of a sweep, or of some of its runs",
     "fetch": "have on this machine what a sweep needs from the hub",
     "report": "write the result table",
+    "export": "write an adapter into a folder with a model card",
     "clean": "show what no result depends on, and remove it",
 }
 

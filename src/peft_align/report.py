@@ -3,6 +3,9 @@
 results.csv, .parquet, .md    every result; mean ± 95% interval over seeds
 findings.md                   sentences: comparisons, claims, published numbers, each with its interval and its runs
 comparisons.csv claims.csv published.csv coverage.csv cells.csv front.csv variance.csv tables/*.tex    docs/results.md
+cost.csv failures.csv         what each run took; why runs failed, with the end of their logs
+figures/*.svg, *.pdf          charts of all that
+report.html                   all of it as one page, with what stands behind each run, and samples side by side
 
 usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--to DIR] [--serve [PORT]] [--config-dir DIR]
        python -m peft_align.report --sweeps NAME [NAME ...] [root=DIR] [...]
@@ -28,16 +31,18 @@ flags:
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 
 from peft_align.cli import Asked, run_verb
+from peft_align.config.schema import Wandb
 from peft_align.grid.planner import Item
 from peft_align.reported import settle_all, wanted
-from peft_align.reporting.subject import Place, Subject, of_sweep, together
+from peft_align.reporting.subject import Place, Subject, of_sweep
 from peft_align.reporting.table import columns, markdown, write_csv, write_parquet
+from peft_align.reporting.told import Told, text
 from peft_align.store.records import atomic_write
-from peft_align.store.runs import RunDir
 from peft_align.terminal import say
 
 
@@ -47,15 +52,20 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
     Raises:
         InputError: conf/report/ has faults.
     """
-    return write(of_sweep(asked.space, asked.sweep, [Place(asked.root, list(items))], asked.folder))
+    subject = of_sweep(asked.space, asked.sweep, [Place(asked.root, list(items))], asked.folder)
+    return write(replace(subject, sweep=asked.sweep))
 
 
 def write(subject: Subject) -> str:
     """Write the files of any subject and return what is shown. Raises InputError."""
-    from peft_align.reporting import findings  # imports numpy
+    from peft_align.reporting import cost, failures, figures, findings, page  # import altair and numpy
+    from peft_align.reporting.answers import answers
+    from peft_align.reporting.details import details
+    from peft_align.reporting.provenance import provenance
 
     questions = findings.load_questions(subject.space)
-    folder, frame, table = subject.folder, subject.frame, subject.table
+    frame, table, folder = subject.frame, subject.table, subject.folder
+    items, told, root = subject.items, subject.told, subject.root
     names = columns(frame)
     summary = markdown(frame, table)
     write_csv(folder / "results.csv", names, table)
@@ -64,21 +74,41 @@ def write(subject: Subject) -> str:
         temporary.write_text(summary, encoding="utf-8")
     found = findings.find_in(subject.space, questions, frame, subject.covered, table)
     findings.write(found, folder)
-    warnings = dict.fromkeys((*subject.notes, *(w for p in subject.places for w in data_warnings(p.items, p.root))))
-    told = "".join(f"warning: {warning}\n" for warning in warnings)
-    return f"{summary}\n{findings.summary(found)}{told}{len(table)} rows: {folder / 'results.csv'}\n"
+    took, failed = cost.cost_rows(items, root, table, told), failures.failure_rows(items, root, told)
+    write_csv(folder / "cost.csv", cost.COLUMNS, took)
+    write_csv(folder / "failures.csv", failures.FAILURES, failed)
+    charts = figures.figures(found, table)
+    figures.write_figures(charts, folder)
+    content = page.Content(
+        title=frame.name,
+        found=found,
+        figures=charts,
+        answers=answers(items, root, told=told),  # before the details, which tell what could not be read
+        details=details(items, root, told),
+        cost=took,
+        per_point=cost.per_point(found, took),
+        failures=failed,
+        provenance=provenance(items, root, told),
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    )
+    page.write_page(content, folder)
+    warnings = data_warnings(told)
+    sweep = subject.sweep
+    if sweep is not None and isinstance(tracker := sweep.config.tracker, Wandb):
+        from peft_align.reporting.tracked import track_report
+
+        warnings += filter(None, [track_report(tracker, sweep, folder, table, found)])
+    warned = "".join(f"warning: {warning}\n" for warning in warnings)
+    return f"{summary}\n{findings.summary(found)}{warned}{len(table)} rows: {folder / 'results.csv'}\n"
 
 
-def data_warnings(items: Sequence[Item], root: Path) -> list[str]:
+def data_warnings(told: Mapping[str, Told]) -> list[str]:
     """What the records say against the data that was read, and against a judge's answers, once each."""
     found: dict[str | None, None] = {}
-    for item in items:
-        directory = RunDir(root, item.run.id)
-        if item.run.kind == "train":
-            found[(directory.train_record() or {}).get("data", {}).get("warning")] = None
-        for judgement in item.judgements if not item.to_make else ():
-            record = directory.judgement_record(judgement.request.name, judgement.name) or {}
-            found[record.get("details", {}).get("warning")] = None
+    for each in told.values():
+        found[text(each.train, "data", "warning")] = None
+        for scored in each.scored if not each.item.to_make else ():
+            found[text(scored.record, "details", "warning") if scored.judgement else None] = None
     return [warning for warning in found if warning]
 
 
@@ -94,7 +124,7 @@ def verb(argv: list[str]) -> int:
         serve(asked.source, write, subject.folder, asked.port, asked.every)
         return 0
     say(write(subject), end="")
-    for item in together(subject.places) if asked.ended else ():
+    for item in subject.items if asked.ended else ():
         if not item.done:
             say(f"missing: {item.run.id}: {item.failure or item.why}")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -147,7 +147,8 @@ def _of_one(asked: Asked, to: Path | None) -> Source:
 
     def subject() -> Subject:
         items = Planner(asked.root, asked.planner.mirror).plan(asked.sweep.runs)  # nothing remembered of before
-        return elsewhere(of_sweep(asked.space, asked.sweep, [Place(asked.root, items)], asked.folder), to)
+        found = of_sweep(asked.space, asked.sweep, [Place(asked.root, items)], asked.folder)
+        return elsewhere(replace(found, sweep=asked.sweep), to)
 
     ids = [run.id for run in asked.sweep.runs]
     files = [asked.folder / "sweep.json"]

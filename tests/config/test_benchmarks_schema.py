@@ -96,10 +96,10 @@ def test_the_suites_scale_the_same_settings() -> None:
     assert dataclasses.replace(small, evaluation=paper.evaluation) == paper
 
 
-def test_the_suites_are_planned_without_the_hub(verb: Verb, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_suites_are_planned_without_the_hub(here: Verb, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
-    content = json.loads(verb("plan", *TINY, "evaluation=tradeoffs", "judge=gpt4", "--json", check=True).stdout)
+    content = json.loads(here("plan", *TINY, "evaluation=tradeoffs", "judge=gpt4", "--json", check=True).stdout)
     assert content["kinds"]["train"] == content["kinds"]["baseline"] == 1
     needed = {repo for name in SUITES["tradeoffs"] for repo in shipped().load("benchmark", name)["data"]}
     assert set(content["from_hub"]) == needed | {"nicholasKluge/ToxicityModel"}
@@ -245,13 +245,13 @@ def test_all_faults_of_several_files_are_told_at_once(faulty: ConfigSpace) -> No
 
 
 def test_a_program_given_faulty_files_exits_with_2_and_leaves_nothing(
-    verb: Verb, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    here: Verb, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("conf")
     write_option(folder, "benchmark/mine", changed(BENCHMARK, *BENCHMARK_FAULTS["unknown key"][:2]))
     write_option(folder, "judge/own", changed(JUDGE, *JUDGE_FAULTS["no choice"][:2]))
     words = (asked("mine", "real_toxicity"), "benchmark.real_toxicity.judge=own", "--config-dir", str(folder))
-    done = verb("sweep", *TINY, *words)
+    done = here("sweep", *TINY, *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("peft_align: 2 faults in the input; nothing was started.\n")

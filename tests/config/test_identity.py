@@ -143,6 +143,8 @@ def another(leaf: Leaf, value: Any) -> Any:
         "judge.revision": "other",
         "judge.requests_per_minute": 60,
         "dataset.validation_fraction": 0.25,
+        "dataset.license": "mit",
+        "model.license": "mit",
     }
     if leaf.key in special:
         return special[leaf.key]

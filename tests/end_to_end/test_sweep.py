@@ -104,36 +104,36 @@ def test_killed_at_any_moment_the_same_command_completes_the_same_table(undistur
 
 
 @pytest.mark.slow
-def test_another_benchmark_is_evaluated_without_training(undisturbed: Path, verb: Any, tmp_path: Path) -> None:
+def test_another_benchmark_is_evaluated_without_training(here: Any, tmp_path: Path) -> None:
     words = [
         "model=tiny", "dataset=everyday", "method=sft", "peft=lora", "train.max_steps=2", "train.batch_size=2",
-        "train.max_length=200",
+        "train.max_length=200", "launcher=debug",
     ]  # fmt: skip
-    verb("sweep", *words, "evaluation.benchmarks=[preference]", "evaluation.heldout=4", check=True)
+    here("sweep", *words, "evaluation.benchmarks=[preference]", "evaluation.heldout=4", check=True)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "outputs/runs").glob("*/train.json")}
     more = ["evaluation.benchmarks=[preference,everyday_mc]", "evaluation.heldout=4", "evaluation.limit=3"]
-    plan = json.loads(verb("plan", *words, *more, "--json", check=True).stdout)
+    plan = json.loads(here("plan", *words, *more, "--json", check=True).stdout)
     assert {run["to_do"] for run in plan["run_list"]} == {"evaluate everyday_mc"}
-    done = verb("evaluate", *words, *more, check=True)
+    done = here("evaluate", *words, *more, check=True)
     assert "2 runs to evaluate, 0 not made yet" in done.stdout
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "outputs/runs").glob("*/train.json")} == before
 
 
 @pytest.mark.slow
-def test_another_checkpoint_step_replaces_the_run_with_the_same_adapter(verb: Any, tmp_path: Path) -> None:
+def test_another_checkpoint_step_replaces_the_run_with_the_same_adapter(here: Any, tmp_path: Path) -> None:
     words = [
         "model=tiny", "dataset=everyday", "peft=lora", "train.max_steps=2", "train.batch_size=2",
         "train.max_length=200",
     ]  # fmt: skip
-    verb("train", *words, check=True)
+    here("train", *words, check=True)
     (adapter,) = (tmp_path / "outputs/runs").glob("*/adapter/adapter_model.safetensors")
     weights = adapter.read_bytes()
     more = [*words, "train.checkpoint_steps=[1,2]"]
-    plan = json.loads(verb("plan", *more, "--json", check=True).stdout)
+    plan = json.loads(here("plan", *more, "--json", check=True).stdout)
     assert plan["run_list"][0]["to_do"].startswith("retrain for steps 1")
-    verb("train", *more, check=True)
+    here("train", *more, check=True)
     assert adapter.read_bytes() == weights
-    verb("train", *words, check=True)  # the other command's steps stay: the two do not undo each other
+    here("train", *words, check=True)  # the other command's steps stay: the two do not undo each other
     assert sorted(p.name for p in adapter.parents[1].joinpath("checkpoints").iterdir()) == [
         "step-000001",
         "step-000002",
@@ -141,14 +141,14 @@ def test_another_checkpoint_step_replaces_the_run_with_the_same_adapter(verb: An
 
 
 @pytest.mark.slow
-def test_dpo_from_sft_shares_one_parent(verb: Any, tmp_path: Path) -> None:
+def test_dpo_from_sft_shares_one_parent(here: Any, tmp_path: Path) -> None:
     words = [
         "model=tiny", "dataset=everyday", "method=dpo", "method.init=sft", "method.beta=0.1,0.5", "peft=lora",
         "train.max_steps=2", "train.batch_size=2", "train.max_length=200", "evaluation.benchmarks=[preference]",
         "evaluation.heldout=4",
     ]  # fmt: skip
-    plan = json.loads(verb("plan", *words, "--json", check=True).stdout)
+    plan = json.loads(here("plan", *words, "--json", check=True).stdout)
     assert (plan["kinds"], plan["parents"]) == ({"train": 2, "merge": 0, "baseline": 1}, 1)
-    verb("sweep", *words, check=True)
+    here("sweep", *words, "launcher=debug", check=True)
     assert len(list((tmp_path / "outputs/runs").glob("*/train.json"))) == 3
     assert {row["method.beta"] for row in rows(tmp_path)} == {"0.1", "0.5", ""}

@@ -38,6 +38,9 @@ def test_the_wheel_plans_from_another_folder_and_carries_conf(tmp_path: Path) ->
         return done.stdout
 
     assert str(site) in run("-c", "import peft_align; print(peft_align.__file__)")
+    assert {path.name for path in (site / "peft_align/reporting/assets").iterdir()} == {
+        *("page.html.jinja", "page.css", "page.js", "charts.js", "run.js", "samples.js"),
+    }
     assert "6 runs (4 train, 2 baseline)" in run("-m", "peft_align.plan", "+grid=quickstart")
     words = ["model=tiny", "dataset=everyday", "method=sft", "peft=lora", "train.max_steps=1", "train.batch_size=2"]
     words += ["evaluation.benchmarks=[everyday_mc]", "evaluation.limit=2"]

@@ -29,11 +29,11 @@ OPTIONS = {
 
 
 @pytest.mark.slow
-def test_each_option_scores_real_questions_from_the_mirror(verb: Any, tmp_path: Path, mirror: Path) -> None:
-    verb(
+def test_each_option_scores_real_questions_from_the_mirror(here: Any, tmp_path: Path, mirror: Path) -> None:
+    here(
         "sweep", "model=tiny", "dataset=everyday", "peft=lora", f"hub.mirror={mirror}", "evaluation.limit=1",
         f"evaluation.benchmarks=[{','.join(OPTIONS)}]", "train.max_steps=1", "train.batch_size=2",
-        "train.max_length=128", check=True, timeout=900,
+        "train.max_length=128", "launcher=debug", check=True,
     )  # fmt: skip
     records = [read_json(path) for path in (tmp_path / "outputs/runs").glob("everyday-*/evaluations/*/record.json")]
     found = {record["benchmark"]: record for record in records if record}
@@ -47,11 +47,11 @@ def test_each_option_scores_real_questions_from_the_mirror(verb: Any, tmp_path: 
 
 
 @pytest.mark.slow
-def test_the_aligned_answer_of_hhh_is_the_labelled_one(verb: Any, tmp_path: Path, mirror: Path) -> None:
-    verb(
+def test_the_aligned_answer_of_hhh_is_the_labelled_one(here: Any, tmp_path: Path, mirror: Path) -> None:
+    here(
         "sweep", "model=tiny", "dataset=everyday", "peft=lora", f"hub.mirror={mirror}", "evaluation.limit=5",
         "evaluation.benchmarks=[hhh_alignment]", "train.max_steps=1", "train.batch_size=2", "train.max_length=128",
-        check=True, timeout=900,
+        "launcher=debug", check=True,
     )  # fmt: skip
     (path,) = (tmp_path / "outputs/runs").glob("everyday-*/evaluations/*/samples.jsonl.gz")
     with gzip.open(path, "rt") as file:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from lm_eval.models.huggingface import HFLM
 from sweeping import expand, write_option
 
 from peft_align.config.compose import ConfigSpace
+from peft_align.evaluation import lm_eval_tasks
+from peft_align.evaluation.lm_eval_tasks import Tasks
 from peft_align.grid.planner import Planner
 from peft_align.grid.runs import Run
 from peft_align.launch.job import Worker
@@ -125,6 +129,34 @@ def test_runs_of_one_worker_have_the_records_of_a_worker_each(
     for name in TASKS:  # what is compared is not the same for all anyway
         assert len({repr(each[name]["samples"]) for each in together}) == 3
     assert all(each["choices"]["inputs"].keys() == {"model", "someone/questions"} for each in together)
+
+
+def test_a_task_of_ones_own_is_loaded_without_lm_evals_index_and_a_group_with_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    index = lm_eval_tasks.task_manager
+
+    def task_manager(include_path: str | None) -> Any:
+        asked.append(include_path)
+        return index(include_path)
+
+    monkeypatch.setattr(lm_eval_tasks, "task_manager", task_manager)
+    shutil.copytree(folder / "tasks", tmp_path / "tasks")
+    (tmp_path / "tasks/both.yaml").write_text("group: my_both\ntask: [my_choices, my_texts]\n", encoding="utf-8")
+    scoring = runs_of(folder)[0].scorings[0]
+    evaluation = replace(scoring.evaluation, include_path=str(tmp_path / "tasks"))
+    benchmark = next(benchmark for name, benchmark in scoring.benchmarks if name == "choices")
+    found = [
+        sorted(
+            Tasks()
+            .get(replace(benchmark, task=name), replace(scoring, evaluation=evaluation), str(folder / "mirror"))
+            .tasks["tasks"]
+        )
+        for name in ("my_choices", "my_both")
+    ]
+    assert found == [["my_choices"], ["my_choices", "my_texts"]]
+    assert asked == [str(tmp_path / "tasks")], "for the group alone"
 
 
 @pytest.mark.slow

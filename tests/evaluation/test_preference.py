@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweeping import expand
 
-from peft_align.config.command_line import parse
-from peft_align.config.compose import ConfigSpace
 from peft_align.evaluation.scores import mean_metric
 from peft_align.evaluation.suite import Suite
-from peft_align.grid.expand import build_sweep
 from peft_align.grid.planner import Planner
 from peft_align.grid.runs import Run
 from peft_align.models.loading import load_base
@@ -49,7 +47,7 @@ def value(record: dict[str, Any], name: str) -> float:
 
 
 def test_metrics_follow_from_the_log_probabilities_of_run_and_baseline(tmp_path: Path) -> None:
-    run, baseline = build_sweep(ConfigSpace(), parse(WORDS)).runs
+    run, baseline = expand(*WORDS).runs
     record, samples = evaluated(run, tmp_path)
     base_record, base_samples = evaluated(baseline, tmp_path)
     assert [s["id"] for s in samples] == [s["id"] for s in base_samples]
@@ -76,15 +74,15 @@ def test_standard_error_is_that_of_the_mean() -> None:
 
 
 def test_another_number_of_held_out_pairs_is_another_evaluation(tmp_path: Path) -> None:
-    run = build_sweep(ConfigSpace(), parse(WORDS)).runs[0]
+    run = expand(*WORDS).runs[0]
     evaluated(run, tmp_path)
-    more = build_sweep(ConfigSpace(), parse([*WORDS[:-1], "evaluation.heldout=7"])).runs[0]
+    more = expand(*WORDS[:-1], "evaluation.heldout=7").runs[0]
     assert more.id == run.id
     assert [request.benchmark for request, _ in Planner(tmp_path, None).item(more).missing] == ["preference"]
 
 
 def test_damaged_samples_are_evaluated_again(tmp_path: Path) -> None:
-    run = build_sweep(ConfigSpace(), parse(WORDS)).runs[0]
+    run = expand(*WORDS).runs[0]
     evaluated(run, tmp_path)
     item = Planner(tmp_path, None).item(run)
     path = RunDir(tmp_path, run.id).evaluation(item.requests[0].name) / "samples.jsonl.gz"

@@ -44,7 +44,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARAL
 # What differs from one time to the next without meaning anything: clocks, speeds, machines, who trained along.
 OF_THE_CLOCK = {
     "seconds", "seconds_per_step", "tokens_per_second", "peak_memory_bytes", "finished", "provenance", "reference",
-    "created", "time", "host", "pid", "packed_with", "train_runtime", "seal", "command", "config_dirs", "measured",
+    "energy_joules", "joules", "created", "time", "host", "pid", "packed_with", "train_runtime", "seal",
+    "command", "config_dirs", "measured",
 }  # fmt: skip
 TEMPORARY = re.compile(r"(?!runs/).*/\.[^/]*\.tmp")  # a killed writer leaves it; those of a run go when it is done
 BESIDE = re.compile(  # what a disturbed sweep may leave besides

@@ -55,8 +55,8 @@ def progress_of(root: Path) -> list[dict[str, Any]]:
     return [progress for progress in found if progress]
 
 
-def test_a_failed_run_stops_no_other_and_is_told_with_the_end_of_its_log(verb: Any, tmp_path: Path) -> None:
-    done = verb("sweep", *SMALL, "method=sft", "peft=lora", "train.learning_rate=1e-4,1e30", "train.max_grad_norm=1e30",
+def test_a_failed_run_stops_no_other_and_is_told_with_the_end_of_its_log(verb: Any, here: Any, tmp_path: Path) -> None:
+    done = here("sweep", *SMALL, "method=sft", "peft=lora", "train.learning_rate=1e-4,1e30", "train.max_grad_norm=1e30",
                 "train.max_steps=4", "train.optimizer=adamw_torch")  # fmt: skip
     words = [word for word in SMALL if word != "train.max_steps=2"]
     assert done.returncode == 2, "a key given twice is refused"
@@ -88,18 +88,18 @@ def test_a_worker_killed_in_the_middle_fails_its_run_only(tmp_path: Path) -> Non
     assert [failure["reason"] for failure in failures] == ["the worker died: signal SIGKILL"]
 
 
-def test_no_worker_outlives_a_killed_sweep_and_status_says_that_the_run_is_lost(verb: Any, tmp_path: Path) -> None:
+def test_no_worker_outlives_a_killed_sweep_and_status_says_that_the_run_is_lost(here: Any, tmp_path: Path) -> None:
     words = [*(word for word in SMALL if "max_steps" not in word), "train.max_steps=400", "peft=lora"]
     root = tmp_path / "outputs"
     sweep = start(tmp_path, *words)
     wait_for(lambda: any(p.get("step", 0) > 3 for p in progress_of(root)))
     worker = progress_of(root)[0]["pid"]
-    running = json.loads(verb("status", *words, "--json").stdout)
+    running = json.loads(here("status", *words, "--json").stdout)
     assert running["counts"]["running"] == 1
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
     wait_for(lambda: not Path(f"/proc/{worker}").exists() or "State:\tZ" in Path(f"/proc/{worker}/status").read_text())
-    lost = json.loads(verb("status", "--json").stdout)
+    lost = json.loads(here("status", "--json").stdout)
     assert lost["counts"]["lost"] == 1
     train_run = next(run for run in lost["runs"] if run["state"] == "lost")
     assert RunDir(root, train_run["run_id"]).train_record() is None

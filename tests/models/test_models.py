@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from sweeping import expand
 from transformers import AutoModelForCausalLM
 
-from peft_align.config.command_line import parse
-from peft_align.config.compose import ConfigSpace
 from peft_align.config.schema import Config
 from peft_align.errors import InputError
-from peft_align.grid.expand import build_sweep
+from peft_align.models import loading
 from peft_align.models.adapters import continue_adapter, loaded_adapter, new_adapter, save_adapter, take_off
 from peft_align.models.loading import Base, BaseCache, load_base
 from peft_align.models.scoring import response_log_probabilities
@@ -22,7 +22,7 @@ IDS = torch.arange(3, 40)[None]
 
 
 def config_of(*words: str) -> Config:
-    return build_sweep(ConfigSpace(), parse(["model=tiny", "dataset=everyday", *words])).runs[0].config
+    return expand("model=tiny", "dataset=everyday", *words).runs[0].config
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16", "nf4"])
@@ -131,3 +131,17 @@ def test_an_adapter_is_evaluated_and_continued_in_the_precision_it_is_kept_in(co
     assert all(torch.equal(p, kept[name]) for name, p in weights(continued).items())
     assert len(weights(continued)) == len(kept) > 0
     take_off(base, continued)
+
+
+def test_what_was_imported_is_passed_over_by_collections_once_and_before_the_first_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[str] = []
+    load = loading.load_base
+    monkeypatch.setattr(gc, "freeze", lambda: made.append("frozen"))
+    monkeypatch.setattr(loading, "load_base", lambda *given, **how: made.append("loaded") or load(*given, **how))
+    loading.pass_over_modules.cache_clear()
+    bases = BaseCache()
+    for words in (["peft=lora"], ["peft=qlora"]):
+        bases.get(config_of(*words, "method=sft"))
+    assert made == ["frozen", "loaded", "loaded"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sweeping import expand, faults, finish_evaluation, finish_training, metric, plan, trained, write_option
+from sweeping import expand, faults, finish_evaluation, finish_training, metric, plan, shipped, trained, write_option
 
 from peft_align.config.command_line import parse
 from peft_align.config.compose import ConfigSpace
@@ -153,9 +153,9 @@ NAMED_FILES = [
 @pytest.mark.parametrize("name", NAMED_FILES)
 def test_an_option_whose_file_has_any_name_makes_plain_run_ids(tmp_path: Path, name: str) -> None:
     (tmp_path / "conf" / "model").mkdir(parents=True)
-    shipped = ConfigSpace().file("model", "tiny")
-    assert shipped is not None
-    (tmp_path / "conf" / "model" / f"{name}.yaml").write_bytes(shipped.read_bytes())
+    tiny = shipped().file("model", "tiny")
+    assert tiny is not None
+    (tmp_path / "conf" / "model" / f"{name}.yaml").write_bytes(tiny.read_bytes())
     space = ConfigSpace([tmp_path / "conf"])
     quoted = name.replace("\\", "\\\\").replace("'", "\\'")
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sweeping import expand, finish_sweep, trained
+from sweeping import expand, finish_sweep, shipped, trained
 
 from peft_align.cli import Asked
 from peft_align.config.command_line import parse
@@ -48,7 +48,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def look(root: Path) -> None:
     """What plan, status and report do."""
-    asked = Asked(parse(WORDS), expand(*WORDS), Planner(root, None))
+    asked = Asked(parse(WORDS), expand(*WORDS), Planner(root, None), shipped())
     items = asked.plan()
     json.dumps(describe(asked, items), default=str)
     for item in items:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,15 @@ from peft_align.training.run import Interrupted, train
 FP32 = ("peft.compute_dtype=fp32", "peft.dropout=0", "train.optimizer=adamw_torch")
 
 
+@functools.cache
+def shipped() -> ConfigSpace:
+    """The shipped conf/, composed once. Not the one of sweeping.py: programs of tests import this file alone."""
+    return ConfigSpace()
+
+
 def runs_of(*words: str) -> list[Run]:
     """The training runs that a command line asks for."""
-    return [run for run in build_sweep(ConfigSpace(), parse(words)).runs if run.kind == "train"]
+    return [run for run in build_sweep(shipped(), parse(words)).runs if run.kind == "train"]
 
 
 def run_of(*words: str) -> Run:

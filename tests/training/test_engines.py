@@ -96,10 +96,14 @@ def test_20_losses_and_the_first_gradient_of_smollm2_are_trls(
 
 @pytest.mark.acceptance
 @pytest.mark.parametrize("method", ["sft", "dpo"])
-def test_in_bf16_it_is_as_near_to_fp32_as_trl_and_as_near_to_trl_as_trl_to_itself(
+def test_in_bf16_it_is_no_farther_from_fp32_than_trl_and_no_farther_from_trl_than_rounding_takes_it(
     method: str, mirror: Path, smollm2: Path, tmp_path: Path, first_gradients: list[Gradients]
 ) -> None:
-    """Rounding is noise: gradients are held against those of fp32 on the same weights, losses against TRL's spread."""
+    """Gradients and losses are held against those of fp32 on the same weights.
+
+    TRL's micro-batch sizes round alike in part, so that TRL may be nearer to itself than exact arithmetic is to it: the
+    difference between the engines is held against the larger of both.
+    """
     words = [f"method={method}", "peft=lora", "peft.dropout=0", "train.optimizer=adamw_torch"]
     ways: list[dict[str, object]] = [{"engine": "packed"}]
     ways += [{"engine": "packed", "micro_batch_tokens": tokens} for tokens in (2048, 512)]
@@ -116,13 +120,16 @@ def test_in_bf16_it_is_as_near_to_fp32_as_trl_and_as_near_to_trl_as_trl_to_itsel
         losses.append(record["loss"])
     exact, ours, stock = first_gradients[0], first_gradients[1:3], first_gradients[3:]
     off, their_off = ([distance(each, exact) for each in some] for some in (ours, stock))
-    own = [apart(a, b) for i, a in enumerate(losses[3:]) for b in losses[3 : 3 + i]]
-    to_them = [apart(a, b) for a in losses[1:3] for b in losses[3:]]
-    print(
-        f"{method}: gradients from fp32's: ours {off}, TRL's {their_off}; losses from TRL's: ours {to_them}, its {own}"
-    )
+    exact_losses, our_losses, their_losses = losses[0], losses[1:3], losses[3:]
+    from_exact, theirs_from_exact = (mean(apart(a, exact_losses) for a in some) for some in (our_losses, their_losses))
+    own = mean(apart(a, b) for i, a in enumerate(their_losses) for b in their_losses[:i])
+    to_them = mean(apart(a, b) for a in our_losses for b in their_losses)
+    print(f"{method}: gradients from fp32's: ours {off}, TRL's {their_off}")
+    print(f"{method}: losses from fp32's: ours {from_exact}, TRL's {theirs_from_exact}")
+    print(f"{method}: ours from TRL's: {to_them}, TRL's from its own: {own}")
     assert max(off) <= max(their_off)
-    assert mean(to_them) <= 1.25 * mean(own), "means of what is mostly chance"
+    assert from_exact <= 1.25 * theirs_from_exact, "means of what is mostly chance"
+    assert to_them <= 1.25 * max(own, theirs_from_exact)
 
 
 def apart(some: Sequence[float], others: Sequence[float]) -> float:

@@ -269,34 +269,40 @@ def test_a_kill_before_any_change_that_saving_a_state_makes_loses_no_earlier_one
     run = run_of(*SMALL, "train.keep_states=1")
     inputs = json.loads((RunDir(stopped, run.id).states()[0] / "record.json").read_text())["inputs"]
     reference = {folder.name: folder for folder in RunDir(stopped, run.id).states()}
-    save = recorder.save_state
+    save, found = recorder.save_state, []
 
-    def watched(*args: Any) -> str | None:
-        with disk.during():
-            return save(*args)
-
-    monkeypatch.setattr(recorder, "save_state", watched)
-    found, died = [], True
-    while died:
-        root = tmp_path / str(len(found))
-        shutil.copytree(stopped, root)
-        directory = RunDir(root, run.id)
-        shutil.rmtree(directory.states()[0])
+    def killed(directory: RunDir, *args: Any) -> bool:
+        """Whether a kill before the next change, of the disk as it is, comes before all are made; what is left then."""
+        copy = RunDir(tmp_path / str(len(found)), run.id)
+        shutil.copytree(directory.root, copy.root)
         disk.fail(len(found) + 1, Killed())
         try:
-            steps_made(run, root, base)
-            died = False
+            with disk.during():
+                save(copy, *args)
         except Killed:
-            folder, record = state.find_state(directory, inputs, {4}) or (None, {"step": 0})
+            folder, record = state.find_state(copy, inputs, {4}) or (None, {"step": 0})
             assert folder is not None
             for name in set(FILES) - {"record.json", "metrics.jsonl", "trainer_state.json"}:  # which tell the time
                 assert (folder / name).read_bytes() == (reference[folder.name] / name).read_bytes(), name
             found.append(record["step"])
-            disk.fail(0, Killed())
-            if to_the_end:
-                steps_made(run, root, base)
-        if to_the_end or not died:
-            assert_same(root, whole, run)
+            return True
+        return False
+
+    def watched(*args: Any) -> str | None:
+        while killed(*args):
+            pass
+        return save(*args)
+
+    root = tmp_path / "root"
+    shutil.copytree(stopped, root)
+    shutil.rmtree(RunDir(root, run.id).states()[0])
+    monkeypatch.setattr(recorder, "save_state", watched)
+    assert steps_made(run, root, base) == [3, 4]
+    monkeypatch.setattr(recorder, "save_state", save)
+    assert_same(root, whole, run)
+    for number in range(len(found)) if to_the_end else ():
+        assert steps_made(run, tmp_path / str(number), base)[-1] == 4
+        assert_same(tmp_path / str(number), whole, run)
     assert found == sorted(found), "once the new one is whole it stays"
     assert found.count(2) > 15, found
     assert found.count(3) > 5, found

@@ -13,6 +13,12 @@ from peft_align.config.fields import operational, value
 from peft_align.config.judges import JUDGES, Classifier, Endpoint, LocalLM, NoJudge, Profanity
 from peft_align.config.launchers import LAUNCHERS, Debug, Local, Resources, Slurm
 
+LICENSE_FORM = (
+    r"[a-z0-9][a-z0-9.+-]*",
+    "is no licence as the hub writes them",
+    "e.g. apache-2.0, mit, cc-by-nc-4.0, or other",
+)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -23,6 +29,7 @@ class Dataset:
     expected_rows: dict[str, int] | None = operational(
         "rule -> rows of the full train split before filters; another number is warned about", default=None, low=1
     )
+    license: str | None = operational("as the hub writes it, for model cards; null: not said", None, form=LICENSE_FORM)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class Model:
     attention: str = operational("attention implementation", default="sdpa", choices=("sdpa", "eager"))
     instruction_tuned: bool | None = operational("for reports; null: not said", default=None)
     tuned_from: str | None = operational("option of the model that it was tuned from, for reports", default=None)
+    license: str | None = operational("as the hub writes it, for model cards; null: not said", None, form=LICENSE_FORM)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,10 @@ class Tasks:
         key = (benchmark.task, benchmark.num_fewshot, evaluation.limit, longest, include_path, mirror)
         if key not in self._known:
             with mirrored_datasets(mirror) as read:
-                tasks = task_manager(include_path).load([benchmark.task])
+                manager = own_task_manager(include_path)
+                if benchmark.task not in manager.all_subtasks:  # a group may name tasks of lm-eval's
+                    manager = task_manager(include_path)
+                tasks = manager.load([benchmark.task])
             for task in tasks["tasks"].values():
                 _configure(task, benchmark.num_fewshot, longest)
                 _build_once(task)
@@ -72,7 +75,19 @@ def task_manager(include_path: str | None) -> Any:
     """lm-eval's index of tasks, with the package's and the user's; several seconds, so made once a process."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=[str(OWN_TASKS), *([str(Path(include_path).expanduser())] if include_path else [])])
+    return TaskManager(include_path=_own_folders(include_path))
+
+
+@functools.cache
+def own_task_manager(include_path: str | None) -> Any:
+    """The same of the package's and the user's tasks alone, which go before lm-eval's; made at once."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=_own_folders(include_path), include_defaults=False)
+
+
+def _own_folders(include_path: str | None) -> list[str]:
+    return [str(OWN_TASKS), *([str(Path(include_path).expanduser())] if include_path else [])]
 
 
 def set_seeds() -> None:

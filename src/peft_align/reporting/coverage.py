@@ -94,12 +94,12 @@ def coverage(sweep: Sweep, items: Sequence[Item]) -> Coverage:
     values = {run.id: {key: _shown(_value(run, key)) for key in keys} for run in trained}
     varying = [key for key in keys if len({of[key] for of in values.values()}) > 1]
     for item in own:
-        state, reason = _state(item)
-        counts[ALL, "", state, reason] += 1
-        counts["kind", item.run.kind, state, reason] += 1
+        at, reason = state(item)
+        counts[ALL, "", at, reason] += 1
+        counts["kind", item.run.kind, at, reason] += 1
         for key in varying if item.run.id in values else ():
             if values[item.run.id][key]:
-                counts[key, values[item.run.id][key], state, reason] += 1
+                counts[key, values[item.run.id][key], at, reason] += 1
     for cell in {repr(sorted(cell.values.items(), key=str)): cell for cell in sweep.excluded}.values():
         counts[ALL, "", EXCLUDED, cell.reason] += 1
         for key in varying:
@@ -133,7 +133,8 @@ def _order(key: tuple[str, str, str, str], axes: Sequence[str], states: Mapping[
     return axes.index(axis), at, states[state], reason
 
 
-def _state(item: Item) -> tuple[str, str]:
+def state(item: Item) -> tuple[str, str]:
+    """Whether a run is done, failed or missing, and why."""
     if item.done:
         return DONE, ""
     return (FAILED, item.failure) if item.failure else (MISSING, item.why)

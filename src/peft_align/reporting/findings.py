@@ -113,7 +113,7 @@ def markdown(found: Findings) -> str:
     blocks = ["# Findings", found.coverage.text().replace("\n  ", "\n- ").strip()]
     if found.results.dropped:
         blocks.append(f"{found.results.dropped} values are no finite numbers and are left out.")
-    blocks += ["## Comparisons", _bullets(_comparison_sentences(found.compared))]
+    blocks += ["## Comparisons", _bullets([one.text for one in comparison_sentences(found.compared)])]
     blocks.append(
         "Means over cells that are equal in all else, the seed included; 95% t intervals; p after Holm's correction "
         f"for the {sum(each.effect.p is not None for each in found.compared)} comparisons that could be tested. A "
@@ -122,13 +122,28 @@ def markdown(found: Findings) -> str:
     blocks += ["## Claims", _bullets(_claim_sentences(found))]
     blocks += ["## Published numbers", f"{_capital(published.summary(found.beside))}."]
     if found.variance:
-        blocks += ["## What moves the scores", _bullets(_variance_sentences(found.variance))]
-    if front := _front_sentences(found.fronts):
+        blocks += ["## What moves the scores", _bullets(variance_sentences(found.variance))]
+    if front := front_sentences(found.fronts):
         blocks += ["## On both sides of the trade-off", _bullets(front)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _comparison_sentences(compared: Sequence[Compared]) -> list[str]:
+@dataclass(frozen=True)
+class Sentence:
+    """One thing that is told.
+
+    Attributes:
+        result: what it comes to: of a comparison `higher`, `lower`, `no difference shown`, `no spread` or
+            `not enough runs`; of a part of a claim its verdict.
+        basis: on how many cells, seeds and runs it rests; it stands in the text too.
+    """
+
+    text: str
+    result: str
+    basis: str
+
+
+def comparison_sentences(compared: Sequence[Compared]) -> list[Sentence]:
     """What is shown first, then what is not, then in one sentence each what there are not enough runs for."""
     order = {"higher": 0, "lower": 0, TOO_FEW: 2}
     told = sorted((c for c in compared if c.result != TOO_FEW), key=lambda c: order.get(c.result, 1))
@@ -136,11 +151,12 @@ def _comparison_sentences(compared: Sequence[Compared]) -> list[str]:
     for one in compared:
         if one.result == TOO_FEW:
             lacking.setdefault(_name(one), []).append(f"{one.measure} ({basis(one)})")
-    lines = [comparison_sentence(one) for one in told]
+    found = [Sentence(comparison_sentence(one), one.result, basis(one)) for one in told]
     for name, on in lacking.items():
         bare = all("(0 pairs" in each for each in on)
-        lines.append(f"{name}: not enough runs" + (" (no pair of cells)." if bare else f" on {', '.join(on)}."))
-    return lines
+        text = f"{name}: not enough runs" + (" (no pair of cells)." if bare else f" on {', '.join(on)}.")
+        found.append(Sentence(text, TOO_FEW, "no pair of cells" if bare else ", ".join(on)))
+    return found
 
 
 def _name(one: Compared) -> str:
@@ -197,18 +213,26 @@ def _claim_sentences(found: Findings) -> list[str]:
     for ours, theirs in zip(found.claims, found.published, strict=True):
         rests = f"; at most {ours.runs} runs a part" if ours.runs else ""
         lines.append(f"{ours.claim.says}: **{ours.verdict}** ({ours.note}{rests}).")
-        for part in ours.parts:
-            if part.verdict != TOO_FEW:
-                one = part.compared
-                value = f"{one.effect.value:+.3g}" + (f", {interval(one)}" if one.effect.low is not None else "")
-                within = f" by {part_words(one.part)}" if one.part else ""
-                text = f"{part.verdict}: {one.measure}, {one.contrast}{within}, expected {one.contrast.expect}: {value}"
-                lines[-1] += f"\n  - {text} ({basis(one)})."
+        lines[-1] += "".join(f"\n  - {part.text}" for part in part_sentences(ours))
         lines[-1] += f"\n  - The published tables: {theirs.verdict} ({theirs.note})."
     return lines
 
 
-def _variance_sentences(rows: Sequence[Row]) -> list[str]:
+def part_sentences(verdict: Verdict) -> list[Sentence]:
+    """The parts of a claim that there are enough runs for."""
+    found = []
+    for part in verdict.parts:
+        if part.verdict != TOO_FEW:
+            one = part.compared
+            value = f"{one.effect.value:+.3g}" + (f", {interval(one)}" if one.effect.low is not None else "")
+            within = f" by {part_words(one.part)}" if one.part else ""
+            text = f"{part.verdict}: {one.measure}, {one.contrast}{within}, expected {one.contrast.expect}: {value}"
+            found.append(Sentence(f"{text} ({basis(one)}).", part.verdict, basis(one)))
+    return found
+
+
+def variance_sentences(rows: Sequence[Row]) -> list[str]:
+    """What moves each measure most."""
     by_measure: dict[str, list[Row]] = {}
     for row in rows:
         name = f"{row['benchmark']} {row['metric']}" + (f" ({row['judge']})" if row["judge"] else "")
@@ -221,7 +245,8 @@ def _variance_sentences(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _front_sentences(rows: Sequence[Row]) -> list[str]:
+def front_sentences(rows: Sequence[Row]) -> list[str]:
+    """Which cells no other beats on two benchmarks, one of either side."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     several = any(row["among"] != "all" for row in rows)  # a better model beats all others: within each, more is told
     for row in rows:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peft_align.config.compose import ConfigSpace
@@ -16,6 +16,7 @@ from peft_align.reporting.coverage import Coverage, coverage, of_table
 from peft_align.reporting.frame import Frame, frame_of
 from peft_align.reporting.stored import identity_of, read_tables
 from peft_align.reporting.table import Row, judges_of, rows
+from peft_align.reporting.told import Told, told_of
 
 RECORDS = ("train.json", "merge.json", "failed.json")  # of a run, whose change changes the report
 
@@ -36,7 +37,9 @@ class Subject:
         space: the options, whose comparisons and claims are asked.
         folder: where the report goes.
         places: where the runs lie; nowhere, of a table alone.
-        notes: warnings for people.
+        items: the state of each run, once; none, of a table alone.
+        told: what was read of them, by id; of a run under several roots, that of one.
+        sweep: where one alone is reported on in its own folder.
     """
 
     space: ConfigSpace
@@ -45,7 +48,14 @@ class Subject:
     covered: Coverage
     folder: Path
     places: tuple[Place, ...] = ()
-    notes: tuple[str, ...] = ()
+    items: tuple[Item, ...] = ()
+    told: Mapping[str, Told] = field(default_factory=dict)
+    sweep: Sweep | None = None
+
+    @property
+    def root(self) -> Path:
+        """Where what has no root of its own is looked for: the first."""
+        return self.places[0].root if self.places else self.folder
 
 
 def of_sweep(space: ConfigSpace, sweep: Sweep, places: Sequence[Place], folder: Path) -> Subject:
@@ -53,15 +63,19 @@ def of_sweep(space: ConfigSpace, sweep: Sweep, places: Sequence[Place], folder: 
     identities: dict[str, list[object]] = {}
     found: dict[tuple[object, ...], Row] = {}
     table: list[Row] = []
+    told: dict[str, Told] = {}
     for i, place in enumerate(places):
-        own = rows(sweep, place.items, place.root, identities)
+        known = told_of(place.items, place.root)
+        told |= {item.run.id: known[item.run.id] for item in place.items if item.done or item.run.id not in told}
+        own = rows(sweep, place.items, place.root, known, identities)
         table += own if i == 0 else [row for row in own if identity_of(row) not in found]
         found |= {identity_of(row): row for row in own}
     if len(places) > 1:
         order = {run.id: i for i, run in enumerate(sweep.runs)}
         table.sort(key=lambda row: order[row["run_id"]])
     frame = frame_of(sweep, judges_of(identities))
-    return Subject(space, frame, table, coverage(sweep, together(places)), folder, tuple(places))
+    items = together(places)
+    return Subject(space, frame, table, coverage(sweep, items), folder, tuple(places), tuple(items), told)
 
 
 def together(places: Sequence[Place]) -> list[Item]:
@@ -104,7 +118,7 @@ def is_free(folder: Path) -> None:
 
 def elsewhere(subject: Subject, folder: Path | None) -> Subject:
     """The same with another folder, if one is given."""
-    return subject if folder is None else replace(subject, folder=folder)
+    return subject if folder is None else replace(subject, folder=folder, sweep=None)
 
 
 def state_of(places: Sequence[tuple[Path, Sequence[str]]], files: Sequence[Path] = ()) -> str:

@@ -15,8 +15,8 @@ from peft_align.grid.planner import Item
 from peft_align.grid.runs import Run, Sweep
 from peft_align.reporting.frame import KEY, Frame, frame_of, to_plain
 from peft_align.reporting.statistics import t_interval
+from peft_align.reporting.told import Told, told_of
 from peft_align.store.records import atomic_write
-from peft_align.store.runs import RunDir
 from peft_align.terminal import one_line, shown
 
 FIRST = ("run_id", "kind", *MAIN_AXES, "base")
@@ -34,33 +34,36 @@ def columns(sweep: Sweep | Frame) -> list[str]:
     return [*FIRST, *(key for key in sweep.axis_keys if key not in (*MAIN_AXES, "seed")), *LAST]
 
 
-def rows(sweep: Sweep, items: Sequence[Item], root: Path, identities: dict[str, list[Any]] | None = None) -> list[Row]:
+def rows(
+    sweep: Sweep,
+    items: Sequence[Item],
+    root: Path,
+    told: Mapping[str, Told] | None = None,
+    identities: dict[str, list[Any]] | None = None,
+) -> list[Row]:
     """Every result of the sweep that is on disk, in the order of its runs. Parents that it only needs are left out.
 
-    `identities`, what each judge is by its name, is added to: of several roots the same judges have the same names.
+    Args:
+        sweep: what is asked for.
+        items: the state of its runs.
+        root: where they lie.
+        told: what was read of them; None: it is read now.
+        identities: what each judge is by its name, added to: of several roots the same judges have the same names.
     """
     names = columns(sweep)
     found = []
     by_id = sweep.by_id()
     identities = {} if identities is None else identities
+    told = told_of(items, root) if told is None else told
     for item in items:
         if item.run.is_parent_only:
             continue
-        missing = {id(request) for request, _ in item.missing}
-        unjudged = {id(judgement) for judgement, _ in item.unjudged}
-        for request in item.requests:
-            if id(request) in missing:
-                continue
-            directory = RunDir(root, item.run.id)
-            records = [directory.evaluation_record(request.name)]
-            records += [
-                directory.judgement_record(request.name, judgement.name)
-                for judgement in item.judgements
-                if judgement.request is request and id(judgement) not in unjudged
+        for scored in told[item.run.id].scored:
+            label = _judge_label(scored.record, identities)
+            found += [
+                _row(names, item, scored.record, metric, by_id) | {"judge": label}
+                for metric in scored.record["metrics"]
             ]
-            for record in filter(None, records):
-                label = _judge_label(record, identities)
-                found += [_row(names, item, record, metric, by_id) | {"judge": label} for metric in record["metrics"]]
     return found
 
 
@@ -87,7 +90,7 @@ def judges_of(identities: Mapping[str, Sequence[Any]]) -> dict[str, str]:
 
 
 def _row(
-    names: Sequence[str], item: Item, record: dict[str, Any], metric: dict[str, Any], by_id: Mapping[str, Run]
+    names: Sequence[str], item: Item, record: Mapping[str, Any], metric: Mapping[str, Any], by_id: Mapping[str, Run]
 ) -> Row:
     run = item.run
     row: Row = dict.fromkeys(names) | {"base": record.get("base", run.base)}
@@ -101,15 +104,20 @@ def _row(
         row |= {"merge": None} if run.kind == "train" and "merge" in row else {}
         row |= {"inputs": run.axes["inputs"]} if run.kind == "merge" else {}
         row |= {"samples": record["step"] * run.config.train.batch_size} if run.kind == "train" else {}
+    row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": measured_on(run, record, metric)}
+    row["metric"] = metric["name"]
+    row |= {key: None if metric.get(key) is None else float(metric[key]) for key in ("value", "stderr", "bound")}
+    return row | {key: metric.get(key) for key in ("n", "higher_is_better")}
+
+
+def measured_on(run: Run, record: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    """The benchmark of a metric, with the part of it that it is of, and the split if that is not the test split."""
     part = f"/{metric['part']}" if metric["part"] else ""
     if run.kind == "merge" and record["preference"]:
         part = f"/{_heldout_set(run, record)}"  # its inputs may be aligned to several
     if record["key"].get("split", "test") != "test":
         part += f"/{record['key']['split']}"
-    row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": record["benchmark"] + part}
-    row["metric"] = metric["name"]
-    row |= {key: None if metric.get(key) is None else float(metric[key]) for key in ("value", "stderr", "bound")}
-    return row | {key: metric.get(key) for key in ("n", "higher_is_better")}
+    return f"{record['benchmark']}{part}"
 
 
 def _further(names: Sequence[str]) -> Sequence[str]:
@@ -117,7 +125,7 @@ def _further(names: Sequence[str]) -> Sequence[str]:
     return names[len(FIRST) : -len(LAST)]
 
 
-def _heldout_set(run: Run, record: dict[str, Any]) -> str:
+def _heldout_set(run: Run, record: Mapping[str, Any]) -> str:
     """The preference whose pairs a merge was scored on, with the dataset where its inputs have several."""
     several = len({scoring.dataset_name for scoring in run.scorings}) > 1
     return f"{record['dataset']}_{record['preference']}" if several else str(record["preference"])
@@ -236,9 +244,9 @@ def markdown(sweep: Sweep | Frame, table: Sequence[Row]) -> str:
     judges = dict.fromkeys((str(row["benchmark"]).split(" (")[0], row["judge"]) for row in table if row["judge"])
     judged = ", ".join(f"{benchmark} by {judge}" for benchmark, judge in judges)
     note = "± is the 95% t interval over seeds." if any("±" in cell for line in body for cell in line) else ""
-    told = [fixed and f"{_for_markdown(fixed)}.", judged and f"Judged: {_for_markdown(judged)}.", note]
+    told = [fixed and f"{for_markdown(fixed)}.", judged and f"Judged: {for_markdown(judged)}.", note]
     caption = "\n".join(filter(None, told))
-    return f"{_align(head, body)}\n{caption}\n" if caption else _align(head, body)
+    return f"{aligned(head, body)}\n{caption}\n" if caption else aligned(head, body)
 
 
 def _by_judge(table: Sequence[Row]) -> list[Row]:
@@ -290,14 +298,14 @@ def _cell(values: Sequence[float] | None) -> str:
     return mean if interval.half_width is None else f"{mean} ± {interval.half_width:.3f}"
 
 
-def _for_markdown(text: str) -> str:
+def for_markdown(text: str) -> str:
     """A name as it stands in a table: with a bar it would begin another cell, with a < HTML."""
     return one_line(shown(text)).replace("|", "\\|").replace("<", "\\<")
 
 
-def _align(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def aligned(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up in a terminal."""
-    head, *body = ([_for_markdown(cell) for cell in line] for line in [head, *body])
+    head, *body = ([for_markdown(cell) for cell in line] for line in [head, *body])
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
 
     def one(line: Sequence[str]) -> str:

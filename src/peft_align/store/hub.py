@@ -171,6 +171,23 @@ def fetch_snapshot(
     return folder, folder.name
 
 
+def push_folder(folder: Path, repo_id: str) -> str:
+    """Upload a folder into a private repository of models, made where there is none; returns its address.
+
+    Raises:
+        OSError, ValueError: it cannot be reached or written, or it is there and public.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _as_os_error():
+        address = str(api.create_repo(repo_id, private=True, exist_ok=True))
+        if not api.repo_info(repo_id).private:
+            raise ValueError(f"{repo_id} is there and public; name another, or make it private first")
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Adapter and model card of peft_align")
+    return address
+
+
 @contextmanager
 def _as_os_error() -> Iterator[None]:
     """The hub's client lets errors of its HTTP library through, whichever that is; here they are OSErrors."""

@@ -71,6 +71,7 @@ TRAIN = {
     "samples?": int,
     "tokens?": FINITE,
     "peak_memory_bytes?": {"resident": FINITE, "gpu": Maybe(FINITE)},
+    "energy_joules?": Maybe(FINITE),
 }
 MERGE = {
     "digest": str,

@@ -16,7 +16,7 @@ from peft_align.grid.runs import Run
 from peft_align.models.adapters import save_adapter
 from peft_align.store.records import atomic_write
 from peft_align.store.runs import RunDir, step_name
-from peft_align.training import processes
+from peft_align.training import energy, processes
 from peft_align.training.engine import PackedTrainer
 from peft_align.training.numerics import check, largest, must_be_written
 from peft_align.training.pack_runs import Member
@@ -60,6 +60,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.state: int | None = None  # the step of the last one
         self.step = self.first = 0  # steps made; those of earlier attempts
         self.before = 0.0  # seconds of training of earlier attempts
+        self.joules_before: float | None = 0.0  # likewise; None: not known
+        self.counter: float | None = None  # of the GPU's energy, when this attempt began
         self.run, self.directory, self.model, self.base_name, self.log = run, directory, model, base_name, log
         self.steps = checkpoint_steps(run, directory)
         self.saved: dict[str, dict[str, Any]] = {}
@@ -77,6 +79,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         self.step = self.first = self.state = record["step"]
         self.saved, self.losses = dict(record["saved"]), list(record["losses"])
         self.tokens, self.before = record["tokens"], record["seconds"]
+        self.joules_before = record.get("joules") if processes.is_main() else 0.0  # it is of all processes
         self.earlier = set(record.get("packed_with", ()))
 
     @property
@@ -89,11 +92,18 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
         """Of training, those of the attempts that it goes on from included; in a pack, its share."""
         return self.before + self._clock() - self.begun
 
+    def joules(self) -> float | None:
+        """Energy of training, of all processes and attempts; None where it is not counted, and in a pack, where nobody
+        knows whose it was. All processes must come here."""
+        now = None if self.member else energy.joules()
+        return energy.of_all(processes.gathered(energy.used(self.joules_before, self.counter, now)))
+
     def _clock(self) -> float:
         return self.member.clock() if self.member else time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.begun, self.started = self._clock(), time.monotonic()
+        self.counter = energy.joules()
         self._tell(self.step, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -109,6 +119,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
             "losses": self.losses,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "joules": self.joules(),
             "memory": memory_choice(self.trainer),
             "packed_with": self.packed_with,
         }

@@ -147,7 +147,7 @@ def train(
         trainer.train(resume_from_checkpoint=str(resumed[0]) if resumed else None)
         if recorder.interrupted:
             raise Interrupted(f"it was at step {recorder.step}; its last state is that of step {recorder.state}")
-        seconds = recorder.seconds
+        seconds, joules = recorder.seconds, recorder.joules()
     finally:
         take_off(base, model)
     memory = processes.gathered(peak_memory())
@@ -176,6 +176,7 @@ def train(
         "tokens": recorder.tokens,
         "tokens_per_second": recorder.tokens / seconds,
         "peak_memory_bytes": max(memory, key=lambda used: used["gpu"] or used["resident"] or 0),
+        "energy_joules": joules,
         "processes": processes.count(),
         "packed_with": recorder.packed_with,
         "engine": engine,

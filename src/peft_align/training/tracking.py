@@ -1,4 +1,4 @@
-"""Where the metrics of a run go besides its own files: nowhere, or to Weights & Biases."""
+"""Where the metrics of a run, and a sweep's report, go besides their own files: nowhere, or to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -28,27 +28,54 @@ def tracking(
     if isinstance(tracker, NoTracker):
         yield lambda metrics, step: None
         return
-    import wandb
-
-    mode = online_or_offline() if tracker.mode == "auto" else cast(Literal["online", "offline"], tracker.mode)
-    folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
-        project=tracker.project,
-        entity=tracker.entity,
-        group=group,
-        name=name,
-        config=dict(axes),
-        dir=str(folder),
-        mode=mode,
-        # no git: it would keep the address of the remote, which may hold a token; records have the commit
-        settings=wandb.Settings(silent=True, console="off", reinit="create_new", disable_git=True, save_code=False),
-    )
+    run = started(tracker, group=group, name=name, config=axes, folder=folder, job_type="train")
     try:
         yield lambda metrics, step: run.log(dict(metrics), step=step)
     except BaseException:
         run.finish(exit_code=1)
         raise
     run.finish()
+
+
+def started(
+    tracker: Wandb,
+    *,
+    group: str,
+    name: str,
+    config: Mapping[str, Any],
+    folder: Path,
+    job_type: str,
+    run_id: str | None = None,
+) -> Any:
+    """A run of wandb, to be finished by the caller.
+
+    Args:
+        tracker: where it goes.
+        group: the sweep's folder.
+        name: for people.
+        config: what it is of.
+        folder: where wandb keeps its files.
+        job_type: "train" or "report".
+        run_id: of a run that is gone on with where it is there; None: a new one.
+    """
+    import wandb
+
+    mode = online_or_offline() if tracker.mode == "auto" else cast(Literal["online", "offline"], tracker.mode)
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        project=tracker.project,
+        entity=tracker.entity,
+        group=group,
+        name=name,
+        job_type=job_type,
+        id=run_id,
+        resume="allow" if run_id and mode == "online" else None,
+        config=dict(config),
+        dir=str(folder),
+        mode=mode,
+        # no git: it would keep the address of the remote, which may hold a token; records have the commit
+        settings=wandb.Settings(silent=True, console="off", reinit="create_new", disable_git=True, save_code=False),
+    )
 
 
 def online_or_offline() -> Literal["online", "offline"]:

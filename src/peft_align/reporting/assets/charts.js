@@ -1,0 +1,101 @@
+// Charts. Vega interprets its expressions (ast: true): compiling them would need 'unsafe-eval' in the page's policy.
+
+// The specs name no colours of texts and lines: `currentColor` follows the theme, also when the page is printed.
+function chartConfig(narrow) {
+  const font = getComputedStyle(document.documentElement).getPropertyValue("--sans").trim();
+  const ink = "currentColor";
+  return {
+    background: "transparent",
+    font,
+    text: { color: ink },
+    rule: { color: ink },
+    tick: { color: ink },
+    view: { stroke: "transparent" },
+    title: { color: ink, subtitleColor: ink, fontWeight: 600, anchor: "start" },
+    axis: {
+      labelColor: ink,
+      titleColor: ink,
+      labelOpacity: 0.8,
+      titleFontWeight: 500,
+      domainColor: ink,
+      domainOpacity: 0.4,
+      tickColor: ink,
+      tickOpacity: 0.4,
+      gridColor: ink,
+      gridOpacity: 0.12,
+      labelLimit: narrow ? 110 : 260,
+    },
+    header: { labelColor: ink, titleColor: ink, titleFontWeight: 500 },
+    legend: {
+      labelColor: ink,
+      titleColor: ink,
+      titleFontWeight: 500,
+      labelLimit: 220,
+      symbolBaseFillColor: ink,
+      symbolBaseStrokeColor: ink,
+      ...(narrow ? { orient: "bottom", columns: 2, labelLimit: 110 } : {}),
+    },
+  };
+}
+
+function save(name, kind, address) {
+  element("a", { href: address, download: `${name}.${kind}` }).click();
+}
+
+function saveButtons(name, view) {
+  const svg = async () => {
+    const address = URL.createObjectURL(new Blob([await view.toSVG()], { type: "image/svg+xml" }));
+    save(name, "svg", address);
+    setTimeout(() => URL.revokeObjectURL(address), 1000);
+  };
+  const png = async () => save(name, "png", await view.toImageURL("png", 2));
+  return element(
+    "p",
+    { class: "save" },
+    element("button", { type: "button", onclick: svg }, "Save as SVG"),
+    element("button", { type: "button", onclick: png }, "Save as PNG"),
+  );
+}
+
+// Vega-Lite warns of how it lays a chart out, which is no reader's business; what is wrong it throws.
+const quiet = { level: () => quiet, error: () => quiet, warn: () => quiet, info: () => quiet, debug: () => quiet };
+
+async function drawChart(box, spec) {
+  const name = box.dataset.figure;
+  const choices = element("div", { class: "controls" }); // where Vega puts what can be chosen
+  const options = {
+    bind: choices,
+    mode: "vega",
+    ast: true,
+    renderer: "svg",
+    actions: false, // its menu would offer to send the chart to an editor on the web
+    defaultStyle: false,
+    tooltip: { disableDefaultStyle: true },
+  };
+  box.replaceChildren();
+  box.before(choices);
+  try {
+    const title = find("h3", box.parentElement).textContent;
+    const described = { description: title, ...spec }; // for those who hear the page
+    const config = chartConfig(box.clientWidth < 520);
+    const compiled = window.vegaLite.compile(described, { config, logger: quiet }).spec;
+    const { view } = await window.vegaEmbed(box, compiled, options);
+    view.addEventListener("click", (_, item) => {
+      if (item?.datum?.run_id) location.hash = `#run=${encodeURIComponent(item.datum.run_id)}`;
+    });
+    view.addEventListener("mouseover", (_, item) => box.classList.toggle("pointing", Boolean(item?.datum?.run_id)));
+    find("figcaption", box.parentElement).after(saveButtons(name, view));
+  } catch (error) {
+    box.replaceChildren(element("p", { class: "waiting" }, `This chart could not be drawn: ${error.message}`));
+    console.error(`chart ${name}:`, error);
+  }
+}
+
+async function setUpCharts() {
+  const specs = data("figures");
+  for (const box of findAll(".chart")) {
+    await drawChart(box, specs[box.dataset.figure]);
+    await new Promise((resume) => setTimeout(resume)); // the page stays usable meanwhile
+  }
+  document.documentElement.dataset.drawn = "yes";
+}

@@ -1,0 +1,1 @@
+"""The report's charts: one module for each kind of question."""

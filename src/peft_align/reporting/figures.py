@@ -1,0 +1,58 @@
+"""The figures of a report: Vega-Lite specifications for the page, and the same as SVG and PDF for a paper.
+
+Drawn by Vega-Altair and vl-convert, without a browser and without a network.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft_align.reporting.charts.axes import heat_figures, variance_figures
+from peft_align.reporting.charts.common import Figure
+from peft_align.reporting.charts.coverage import coverage_figures
+from peft_align.reporting.charts.curves import sample_figures, setting_figures
+from peft_align.reporting.charts.forest import claim_figures, comparison_figures
+from peft_align.reporting.charts.published import published_figures
+from peft_align.reporting.charts.tradeoff import tradeoff_figures
+from peft_align.reporting.findings import Findings
+from peft_align.reporting.table import Row
+from peft_align.store.records import atomic_write
+
+__all__ = ["Figure", "figures", "write_figures"]
+VEGA_LITE = "6.4"  # of those that vl-convert carries, the one that Altair's schema is of
+
+
+def figures(found: Findings, table: Sequence[Row]) -> list[Figure]:
+    """The charts in the page's order; what the sweep has no data for is left out.
+
+    Args:
+        found: all that is computed.
+        table: the rows of results.csv, which tell how many samples a step is, and the scores of searches.
+    """
+    return [
+        *coverage_figures(found.coverage),
+        *tradeoff_figures(found.results, found.fronts),
+        *comparison_figures(found.compared),
+        *sample_figures(found.results, table),
+        *setting_figures(found.results, table),
+        *heat_figures(found.results),
+        *variance_figures(found.results, found.variance),
+        *claim_figures(found.results, found.claims, found.published),
+        *published_figures(found.results, found.beside),
+    ]
+
+
+def write_figures(figures: Sequence[Figure], folder: Path) -> None:
+    """Write figures/NAME.svg and .pdf under a folder; what an earlier state had there is removed."""
+    import vl_convert
+
+    target = folder / "figures"
+    shutil.rmtree(target, ignore_errors=True)
+    for one in figures:
+        drawn = vl_convert.vegalite_to_svg(one.sheet, vl_version=VEGA_LITE, allowed_base_urls=[])
+        with atomic_write(target / f"{one.name}.svg") as temporary:
+            temporary.write_text(drawn, encoding="utf-8")
+        with atomic_write(target / f"{one.name}.pdf") as temporary:
+            temporary.write_bytes(vl_convert.svg_to_pdf(drawn))
