@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import threading
 from collections.abc import Callable, Iterator
@@ -71,6 +73,19 @@ def test_the_page_is_shown_with_a_script_that_the_file_does_not_have(server: Thr
         assert text.startswith("<!doctype html><body>the page<script>")
         assert f'"{version(folder)}"' in text
     assert (folder / "report.html").read_text(encoding="utf-8") == whole
+
+
+def test_the_policy_of_the_page_lets_the_added_script_run_and_ask_this_server_alone(
+    server: ThreadingHTTPServer, folder: Path
+) -> None:
+    policy = "default-src 'none'; script-src 'sha256-own'; base-uri 'none'"
+    meta = '<meta http-equiv="Content-Security-Policy" content="{}">'
+    (folder / "report.html").write_text(f"{meta.format(policy)}<body>{meta.format(policy)}</body>", encoding="utf-8")
+    _, _, text = ask(server, "/")
+    code = text.partition("<script>")[2].partition("</script>")[0]
+    mark = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    wider = f"default-src 'none'; connect-src 'self'; script-src 'sha256-{mark}' 'sha256-own'; base-uri 'none'"
+    assert text.startswith(f"{meta.format(wider)}<body>{meta.format(policy)}<script>")
 
 
 @pytest.mark.parametrize("host", ["evil.example:PORT", "127.0.0.1", "127.0.0.1:1", "localhost", "127.0.0.1:PORT.evil"])

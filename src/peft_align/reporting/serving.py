@@ -6,8 +6,11 @@ it has point here). Only what report writes is given out, by a walk that follows
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import os
+import re
 import stat
 import sys
 import threading
@@ -44,7 +47,7 @@ FRAMED = "frame-ancestors 'none'"
 INERT = f"default-src 'none'; style-src 'unsafe-inline'; sandbox; {FRAMED}"  # of a drawing: it runs nothing
 POLL = 5000  # milliseconds between two questions for the version
 # Of the served page alone; the file asks nobody. It keeps the place that is read.
-SCRIPT = """<script>
+SCRIPT = """
 (() => {
   const shown = "VERSION", kept = "peft_align_scroll";
   const place = sessionStorage.getItem(kept);
@@ -59,7 +62,8 @@ SCRIPT = """<script>
     } catch { /* the server has ended: what is shown stays */ }
   }, POLL);
 })();
-</script>"""
+"""
+POLICY = re.compile(rb'<meta http-equiv="Content-Security-Policy" content="[^">]*">')
 
 
 class Watched(Protocol):
@@ -212,14 +216,23 @@ def version(folder: Path) -> str:
 
 def page(folder: Path) -> bytes:
     """The report's page with the script that asks for the version; where there is none, its texts."""
-    script = SCRIPT.replace("VERSION", version(folder)).replace("POLL", str(POLL)).encode()
+    code = SCRIPT.replace("VERSION", version(folder)).replace("POLL", str(POLL)).encode()
+    script = b"<script>" + code + b"</script>"
     found = read_below(folder, PAGE)
     if found is None:
         texts = [(read_below(folder, name) or b"").decode("utf-8", "replace") for name in TEXTS]
         shown = "".join(f"<pre>{html.escape(text)}</pre>\n" for text in texts)
         found = f"<!doctype html>\n<meta charset=utf-8>\n<title>Report</title>\n{shown}</body>".encode()
+    # the page's own policy lets its own scripts run alone, and ask nobody: this one may, this server
+    mark = b"'sha256-" + base64.b64encode(hashlib.sha256(code).digest()) + b"'"
+    found = POLICY.sub(lambda policy: _widened(policy[0], mark), found, count=1)
     before, end, after = found.rpartition(b"</body>")
     return before + script + end + after if end else found + script
+
+
+def _widened(policy: bytes, mark: bytes) -> bytes:
+    """A page's policy that also lets the script with this digest run, and ask this server."""
+    return policy.replace(b"script-src ", b"connect-src 'self'; script-src " + mark + b" ", 1)
 
 
 def read_below(folder: Path, path: str) -> bytes | None:
