@@ -80,8 +80,8 @@ def test_a_table_alone_shows_what_its_sweep_does(tmp_path: Path, monkeypatch: py
 def test_two_sweeps_together_show_what_one_sweep_of_both_grids_does(tmp_path: Path) -> None:
     root = tmp_path / "outputs"
     whole = done(root, *AXES, "seed=0,1,2")
-    write_report(whole, whole.plan())
     halves = [done(root, *AXES, "seed=0,1"), done(root, *AXES, "seed=1,2")]
+    write_report(whole, whole.plan())
     to = tmp_path / "together"
     assert verb(["--sweeps", *(half.folder.name for half in halves), f"root={root}", "--to", str(to)]) == 0
     assert in_any_order(files(to, ["results.md"])) == in_any_order(files(whole.folder, ["results.md"]))
