@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -83,11 +83,21 @@ def ask(argv: Sequence[str], flags: Sequence[str] = (), *, own: Sequence[str] = 
             raise InputError(
                 [Fault("command line", what, "give +grid=NAME or overrides, e.g. +grid=quickstart; see --help")]
             )
-        words = [word for word in manifest["command"] if not word.lstrip("+").startswith("root=")]
-        folders = dict.fromkeys([*manifest["config_dirs"], *map(str, line.config_dirs)])
-        dirs = [f"--config-dir={folder}" for folder in folders]
-        remembered = parse([*words, f"root={root}", *dirs], own=own)
-        line = dataclasses.replace(remembered, flags=line.flags)
+        line = dataclasses.replace(remembered(manifest, root, line.config_dirs, own), flags=line.flags)
+    return composed(line)
+
+
+def remembered(
+    manifest: Mapping[str, Any], root: Path, config_dirs: Sequence[Path] = (), own: Sequence[str] = (ADAPTER,)
+) -> CommandLine:
+    """The command line that a sweep was started with, under the root where it lies now; --config-dir adds."""
+    words = [word for word in manifest["command"] if not word.lstrip("+").startswith("root=")]
+    folders = dict.fromkeys([*manifest["config_dirs"], *map(str, config_dirs)])
+    return parse([*words, f"root={root}", *(f"--config-dir={folder}" for folder in folders)], own=own)
+
+
+def composed(line: CommandLine) -> Asked:
+    """The sweep that a command line asks for. Raises InputError."""
     space = ConfigSpace(line.config_dirs, line.hydra)
     sweep = build_sweep(space, line)
     if ADAPTER in line.own:

@@ -7,16 +7,24 @@ cost.csv failures.csv         what each run took; why runs failed, with the end 
 figures/*.svg, *.pdf          charts of all that
 report.html                   all of it as one page, with what stands behind each run, and samples side by side
 
-usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--config-dir DIR]
+usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--to DIR] [--serve [PORT]] [--config-dir DIR]
+       python -m peft_align.report --sweeps NAME [NAME ...] [root=DIR] [...]
+       python -m peft_align.report --from results.parquet [more.parquet ...] [...]
 
   Without a grid or overrides: the sweep that was started last under the root. Works while a sweep runs.
 
 examples:
   python -m peft_align.report +grid=quickstart
-  python -m peft_align.report +grid=main model=mistral_7b
-  python -m peft_align.report root=/scratch/me/outputs
+  python -m peft_align.report +grid=main model=mistral_7b --serve
+  python -m peft_align.report --sweeps main rank root=/scratch/me/outputs
+  python -m peft_align.report --from results.parquet --to from_a_colleague
 
 flags:
+  --sweeps          sweeps that were started before, as one: names of their grids or folders, or folders of other roots
+  --from            tables alone, on a machine that has neither their runs nor their root
+  --to              another folder than the sweep's; of several sweeps ROOT/sweeps/reports/, of a table beside it
+  --serve           show the report in a browser on this machine, and write it again while the sweep goes on
+  --every           seconds between two looks at what changed, with --serve (30)
   --ended           the jobs of a cluster have ended: record why runs stopped, and say what is missing
 """
 
@@ -24,65 +32,72 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from peft_align.cli import Asked, ask, run_verb
+from peft_align.cli import Asked, run_verb
 from peft_align.config.schema import Wandb
 from peft_align.grid.planner import Item
-from peft_align.launch.outcome import settle
-from peft_align.reporting.table import columns, markdown, rows, write_csv, write_parquet
-from peft_align.reporting.told import Told, text, told_of
+from peft_align.reported import settle_all, wanted
+from peft_align.reporting.subject import Place, Subject, of_sweep
+from peft_align.reporting.table import columns, markdown, write_csv, write_parquet
+from peft_align.reporting.told import Told, text
 from peft_align.store.records import atomic_write
-from peft_align.store.runs import RunDir
 from peft_align.terminal import say
 
 
 def write_report(asked: Asked, items: Sequence[Item]) -> str:
-    """Write the files and return what is shown: the summary, and where the files are.
+    """Write the files of a sweep and return what is shown: the summary, and where the files are.
 
     Raises:
         InputError: conf/report/ has faults.
     """
+    subject = of_sweep(asked.space, asked.sweep, [Place(asked.root, list(items))], asked.folder)
+    return write(replace(subject, sweep=asked.sweep))
+
+
+def write(subject: Subject) -> str:
+    """Write the files of any subject and return what is shown. Raises InputError."""
     from peft_align.reporting import cost, failures, figures, findings, page  # import altair and numpy
     from peft_align.reporting.answers import answers
     from peft_align.reporting.details import details
     from peft_align.reporting.provenance import provenance
 
-    questions = findings.load_questions(asked.space)
-    told = told_of(items, asked.root)
-    table = rows(asked.sweep, items, asked.root, told)
-    names = columns(asked.sweep)
-    folder = asked.folder
-    summary = markdown(asked.sweep, table)
+    questions = findings.load_questions(subject.space)
+    frame, table, folder = subject.frame, subject.table, subject.folder
+    items, told, root = subject.items, subject.told, subject.root
+    names = columns(frame)
+    summary = markdown(frame, table)
     write_csv(folder / "results.csv", names, table)
-    write_parquet(folder / "results.parquet", names, table)
+    write_parquet(folder / "results.parquet", names, table, frame)
     with atomic_write(folder / "results.md") as temporary:
         temporary.write_text(summary, encoding="utf-8")
-    found = findings.find(asked.space, questions, asked.sweep, items, table)
+    found = findings.find_in(subject.space, questions, frame, subject.covered, table)
     findings.write(found, folder)
-    took, failed = cost.cost_rows(items, asked.root, table, told), failures.failure_rows(items, asked.root, told)
+    took, failed = cost.cost_rows(items, root, table, told), failures.failure_rows(items, root, told)
     write_csv(folder / "cost.csv", cost.COLUMNS, took)
     write_csv(folder / "failures.csv", failures.FAILURES, failed)
     charts = figures.figures(found, table)
     figures.write_figures(charts, folder)
     content = page.Content(
-        title=asked.sweep.name,
+        title=frame.name,
         found=found,
         figures=charts,
-        answers=answers(items, asked.root, told=told),  # before the details, which tell what could not be read
-        details=details(items, asked.root, told),
+        answers=answers(items, root, told=told),  # before the details, which tell what could not be read
+        details=details(items, root, told),
         cost=took,
         per_point=cost.per_point(found, took),
         failures=failed,
-        provenance=provenance(items, asked.root, told),
+        provenance=provenance(items, root, told),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
     page.write_page(content, folder)
     warnings = data_warnings(told)
-    if isinstance(tracker := asked.sweep.config.tracker, Wandb):
+    sweep = subject.sweep
+    if sweep is not None and isinstance(tracker := sweep.config.tracker, Wandb):
         from peft_align.reporting.tracked import track_report
 
-        warnings += filter(None, [track_report(tracker, asked.sweep, folder, table, found)])
+        warnings += filter(None, [track_report(tracker, sweep, folder, table, found)])
     warned = "".join(f"warning: {warning}\n" for warning in warnings)
     return f"{summary}\n{findings.summary(found)}{warned}{len(table)} rows: {folder / 'results.csv'}\n"
 
@@ -98,14 +113,18 @@ def data_warnings(told: Mapping[str, Told]) -> list[str]:
 
 
 def verb(argv: list[str]) -> int:
-    asked = ask(argv, ["--ended"], latest=True)
-    items = asked.plan()
-    left = [item for item in items if not item.done]
-    if "--ended" in asked.line.flags and left:
-        settle([RunDir(asked.root, item.run.id) for item in left])
-        items = asked.plan()
-    say(write_report(asked, items), end="")
-    for item in items if "--ended" in asked.line.flags else ():
+    asked = wanted(argv)
+    subject = asked.source.subject()
+    if asked.ended:
+        settle_all(subject)
+        subject = asked.source.subject()
+    if asked.port is not None:
+        from peft_align.reporting.serving import serve
+
+        serve(asked.source, write, subject.folder, asked.port, asked.every)
+        return 0
+    say(write(subject), end="")
+    for item in subject.items if asked.ended else ():
         if not item.done:
             say(f"missing: {item.run.id}: {item.failure or item.why}")
     return 0

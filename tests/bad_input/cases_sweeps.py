@@ -467,4 +467,33 @@ PLACES = [
     ),
 ]
 
-CASES = [*RECORDS, *NOTES, *SWEEPS, *PLACES]
+
+def reported(name: str, *words: str, told: tuple[str, ...], faults: int = 1) -> Case:
+    """What `report` cannot report on, beside a sweep that is done."""
+
+    def prepare(folder: Path) -> list[str]:
+        done(folder)
+        write(folder / "results.csv", "run_id,kind\n")
+        write(folder / "noise.parquet", "PAR1 but no more")
+        write(folder / "elsewhere/sweep.json", (folder / "outputs/sweeps/adhoc-0/sweep.json").read_bytes())
+        return ["report", *words]
+
+    return Case("sweeps", f"{name}, report", prepare, told, faults=faults)
+
+
+REPORTED = [
+    reported("no such sweep", "--sweeps", "man", told=("there is no such sweep under outputs", "adhoc-0")),
+    reported("sweeps without a name", "--sweeps", told=("--sweeps: has no value",)),
+    reported("sweep outside of a root", "--sweeps", "elsewhere", told=("give ROOT/sweeps/NAME",)),
+    reported("sweeps with other settings", "--sweeps", "adhoc", "seed=1", told=("seed=1: with --sweeps",)),
+    reported("sweeps and a table", "--sweeps", "adhoc", "--from", "results.csv", told=("leave out --from or",)),
+    reported("table that is a CSV", "--from", "results.csv", told=("is a CSV", "results.parquet")),
+    reported("tables that are none", "--from", "noise.parquet", "no.parquet", told=("damaged", "no such"), faults=2),
+    reported("folder of a sweep to write to", "--to", "elsewhere", told=("is the folder of a sweep",)),
+    reported("file to write to", "--to", "results.csv", told=("is not a folder",)),
+    reported("port that is none", "--serve", "web", told=("--serve web: is no whole number from 0 to 65535",)),
+    reported("pause without a server", "--every", "5", told=("--every: says how often", "add --serve")),
+    reported("pause that is none", "--serve", "--every", "0", told=("--every 0: is no number from 0.1 to 86400",)),
+]
+
+CASES = [*RECORDS, *NOTES, *SWEEPS, *PLACES, *REPORTED]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from peft_align.errors import Fault, suggest
 from peft_align.secrecy import SECRETS_BELONG, redacted, secret_in
 
 MAX_SWEEP_VALUES = 100_000
+SETTING = re.compile(r"-|\+?[\w.@]+=")  # how a flag or a setting begins, and no value of a flag
 ADDED_UP = ("grid", "selected")  # several of them are united
 
 
@@ -51,6 +53,39 @@ class CommandLine:
     def value(self, key: str, default: Any) -> Any:
         """The last single value given for `key`."""
         return next((o.values[-1] for o in reversed(self.overrides) if o.key == key), default)
+
+
+def take_values(
+    argv: Sequence[str], named: Mapping[str, tuple[int, int]]
+) -> tuple[dict[str, list[str]], list[str], list[Fault]]:
+    """The values of flags that have some, the words that are left, and what is wrong with the values.
+
+    A flag's values are the words behind it, up to the next flag or `key=value`, or what follows its `=`.
+
+    Args:
+        argv: the command line.
+        named: by flag, the least and the largest number of values.
+    """
+    given: dict[str, list[str]] = {}
+    rest: list[str] = []
+    left = list(argv)
+    while left:
+        name, equals, attached = left.pop(0).partition("=")
+        if name not in named:
+            rest.append(name + equals + attached)
+            continue
+        own = given.setdefault(name, [])
+        own += [attached] if equals else []
+        while not equals and left and len(own) < named[name][1] and not SETTING.match(left[0]):
+            own.append(left.pop(0))
+    faults = []
+    for name, values in given.items():
+        least, most = named[name]
+        if len(values) < least or "" in values:
+            faults.append(Fault(name, "has no value", f"write {name} VALUE"))
+        elif len(values) > most:
+            faults.append(Fault(name, "is given twice", "give one value"))
+    return given, rest, faults
 
 
 def parse(argv: Sequence[str], flags: Sequence[str] = (), own: Sequence[str] = ()) -> CommandLine:

@@ -9,7 +9,7 @@ from typing import Any
 
 from peft_align.config.schema import MAIN_AXES
 from peft_align.grid.runs import Sweep
-from peft_align.reporting.selection import value as setting
+from peft_align.reporting.frame import Frame, frame_of
 from peft_align.reporting.statistics import Score, score
 from peft_align.reporting.table import FIRST, LAST, Row
 
@@ -90,7 +90,7 @@ def plain(metric: str) -> str:
     return metric.partition(",")[0]
 
 
-def gather(sweep: Sweep, names: Sequence[str], table: Sequence[Row], asked: Iterable[str] = ()) -> Results:
+def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], asked: Iterable[str] = ()) -> Results:
     """The values of a sweep's table.
 
     Of several evaluations of one run under other conditions, that of the most items counts. Scores on the validation
@@ -102,17 +102,11 @@ def gather(sweep: Sweep, names: Sequence[str], table: Sequence[Row], asked: Iter
         table: its rows.
         asked: settings that a value's place tells besides the axes.
     """
-    by_id = sweep.by_id()
-    models = {run.choices["model"]: run.config.model for run in sweep.runs}
-    planned: dict[tuple[str, str], list[int]] = {}
-    for run in sweep.runs:
-        for scoring in run.scorings:
-            for name, _ in scoring.benchmarks:
-                planned.setdefault((run.id, name), []).extend(scoring.steps)
+    frame = frame_of(sweep)
+    by_id = {run.id: run for run in frame.runs}
     further = names[len(FIRST) : -len(LAST)]
     results = Results(axes=tuple(dict.fromkeys((*MAIN_AXES, *further, *MERGED))))
-    results.parents = {run.id: run.parents for run in by_id.values() if run.kind == "merge"}
-    firsts = {name: b.metrics[0] for run in sweep.runs for s in run.scorings for name, b in s.benchmarks}
+    results.parents = {run.id: run.parents for run in frame.runs if run.kind == "merge"}
     best: dict[tuple[Any, ...], Value] = {}
     for row in table:
         if str(row["benchmark"]).endswith(VALIDATION) or row["value"] is None:
@@ -121,15 +115,14 @@ def gather(sweep: Sweep, names: Sequence[str], table: Sequence[Row], asked: Iter
             results.dropped += 1
             continue
         name = str(row["benchmark"]).partition("/")[0]
-        steps = planned.get((row["run_id"], name), [row["step"]])
-        model = models.get(row["model"])
+        known = by_id.get(row["run_id"])
+        steps = (known.steps.get(name) if known else None) or (row["step"],)
+        model = frame.models.get(row["model"], {})
         place = {"kind": row["kind"], "base": row["base"]} | {axis: row.get(axis) for axis in results.axes}
-        if row["kind"] == "train":
-            run = by_id[row["run_id"]]
-            place |= {key: ",".join(map(str, v)) if isinstance(v := setting(run, key), list) else v
+        if row["kind"] == "train" and known:
+            place |= {key: ",".join(map(str, v)) if isinstance(v := known.value(key), list) else v
                       for key in asked if key not in place}  # fmt: skip
-        place |= {TUNED: getattr(model, "instruction_tuned", None)}
-        place |= {FAMILY: getattr(model, "tuned_from", None) or row["model"]}
+        place |= {TUNED: model.get("instruction_tuned"), FAMILY: model.get("tuned_from") or row["model"]}
         first, last = row["step"] == min(steps) < max(steps), row["step"] == max(steps)
         numbers = (float(row["value"]), row["stderr"], row["n"])
         value = Value(row["run_id"], place, row["seed"], row["step"], first, last, *numbers)
@@ -141,10 +134,10 @@ def gather(sweep: Sweep, names: Sequence[str], table: Sequence[Row], asked: Iter
     for (measure, *_), value in best.items():
         results.values.setdefault(measure, []).append(value)
     for measure in results.values:
-        wanted = firsts.get(measure.benchmark.partition("/")[0], "*")
+        wanted = (*frame.metrics.get(measure.benchmark.partition("/")[0], ()), "*")[0]
         if results.better[measure] is not None and (wanted == "*" or plain(measure.metric) == wanted):
-            known = {(m.benchmark, m.judge) for m in results.main}
-            if wanted != "*" or (measure.benchmark, measure.judge) not in known:
+            there = {(m.benchmark, m.judge) for m in results.main}
+            if wanted != "*" or (measure.benchmark, measure.judge) not in there:
                 results.main.append(measure)
     return results
 

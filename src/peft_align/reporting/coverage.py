@@ -9,6 +9,7 @@ from typing import Any
 
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Sweep
+from peft_align.reporting.frame import Frame
 from peft_align.reporting.selection import value
 from peft_align.reporting.table import NOT_TRAINED, Row
 
@@ -25,9 +26,11 @@ class Coverage:
 
     Attributes:
         counts: runs, or excluded cells; the axis `all` has them all, `kind` those of training, merges and baselines.
+        whole: whether the states of all runs are known; from a table alone only those are that have a row.
     """
 
     counts: Mapping[tuple[str, str, str, str], int]
+    whole: bool = True
 
     def of(self, axis: str = ALL, value: str = "") -> Counter[str]:
         """Counts by state."""
@@ -52,6 +55,9 @@ class Coverage:
     def text(self) -> str:
         """Some lines for people: how much is there, why the rest is not, and where most is lacking."""
         total = self.of()
+        if not self.whole:
+            runs = "1 run has" if total[DONE] == 1 else f"{total[DONE]} runs have"
+            return f"{runs} results in the table; what is missing, failed or was excluded, it does not say.\n"
         planned = total[DONE] + total[FAILED] + total[MISSING]
         head = [f"{total[DONE]} of {planned} runs are complete"]
         head += [f"{total[FAILED]} failed"] if total[FAILED] else []
@@ -101,6 +107,25 @@ def coverage(sweep: Sweep, items: Sequence[Item]) -> Coverage:
                 counts[key, _shown(cell.values[key]), EXCLUDED, cell.reason] += 1
     order = {state: i for i, state in enumerate(STATES)}
     return Coverage(dict(sorted(counts.items(), key=lambda entry: _order(entry[0], [ALL, "kind", *keys], order))))
+
+
+def of_table(frame: Frame, table: Sequence[Row]) -> Coverage:
+    """What a table alone tells: the runs that have a row in it, as done."""
+    ids = {row["run_id"] for row in table}
+    own = [run for run in frame.runs if run.id in ids]
+    keys = [key for key in dict.fromkeys((*frame.axis_keys, "seed")) if key != "inputs"]
+    values = {run.id: {key: _shown(run.value(key)) for key in keys} for run in own if run.kind not in NOT_TRAINED}
+    varying = [key for key in keys if len({of[key] for of in values.values()}) > 1]
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    for run in own:
+        counts[ALL, "", DONE, ""] += 1
+        counts["kind", run.kind, DONE, ""] += 1
+        for key in varying if run.id in values else ():
+            if values[run.id][key]:
+                counts[key, values[run.id][key], DONE, ""] += 1
+    order = {state: i for i, state in enumerate(STATES)}
+    keyed = sorted(counts.items(), key=lambda entry: _order(entry[0], [ALL, "kind", *keys], order))
+    return Coverage(dict(keyed), whole=False)
 
 
 def _order(key: tuple[str, str, str, str], axes: Sequence[str], states: Mapping[str, int]) -> tuple[Any, ...]:

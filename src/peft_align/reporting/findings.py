@@ -17,6 +17,7 @@ from peft_align.reporting.comparisons import LEVEL, NO_SPREAD, TOO_FEW, Compared
 from peft_align.reporting.contrasts import Contrast, load_comparisons, load_sides
 from peft_align.reporting.coverage import COLUMNS as COVERAGE
 from peft_align.reporting.coverage import Coverage, coverage
+from peft_align.reporting.frame import Frame, frame_of
 from peft_align.reporting.latex import tables
 from peft_align.reporting.table import Row, columns, write_csv
 from peft_align.reporting.tradeoffs import VARIANCE, front_columns, fronts, variance_rows
@@ -62,19 +63,26 @@ def find(
     space: ConfigSpace, questions: Questions, sweep: Sweep, items: Sequence[Item], table: Sequence[Row]
 ) -> Findings:
     """Compute everything from a sweep's table and the state of its runs."""
+    return find_in(space, questions, frame_of(sweep), coverage(sweep, items), table)
+
+
+def find_in(
+    space: ConfigSpace, questions: Questions, frame: Frame, covered: Coverage, table: Sequence[Row]
+) -> Findings:
+    """Compute everything from a table, and what else is known of the sweep that it is of."""
     contrasts = [*questions.comparisons, *(c for claim in questions.claims for c in claim.contrasts)]
     asked = sorted({key for contrast in contrasts for key in contrast.named()})
-    results, theirs = gather(sweep, columns(sweep), table, asked), published.as_results(space)
+    results, theirs = gather(frame, columns(frame), table, asked), published.as_results(space)
     return Findings(
         results,
-        coverage(sweep, items),
+        covered,
         comparisons.comparisons(results, questions.comparisons),
         [evaluate(results, claim) for claim in questions.claims],
         [evaluate(theirs, claim) for claim in questions.claims],
         published.beside(results),
         fronts(results, questions.sides),
         variance_rows(results),
-        tables(results, sweep),
+        tables(results, frame),
     )
 
 

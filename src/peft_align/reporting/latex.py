@@ -9,6 +9,7 @@ from typing import Any
 
 from peft_align.grid.runs import Sweep
 from peft_align.reporting.cells import Cell, Measure, Results, cells, plain
+from peft_align.reporting.frame import Frame
 from peft_align.reporting.published import NUMBERS
 
 ESCAPES = {
@@ -58,7 +59,7 @@ LAYOUTS = (
 )
 
 
-def tables(results: Results, sweep: Sweep | None = None) -> dict[str, str]:
+def tables(results: Results, sweep: Sweep | Frame | None = None) -> dict[str, str]:
     """LaTeX by file name: each table of which at least one number is there.
 
     Args:
@@ -80,7 +81,11 @@ def tables(results: Results, sweep: Sweep | None = None) -> dict[str, str]:
 
 
 def _table(
-    layout: Layout, results: Results, measures: Mapping[str, Measure], measured: Sequence[Cell], sweep: Sweep | None
+    layout: Layout,
+    results: Results,
+    measures: Mapping[str, Measure],
+    measured: Sequence[Cell],
+    sweep: Sweep | Frame | None,
 ) -> str:
     own = [(line, cell) for cell in measured if (line := layout.line(cell.place)) is not None]
     if not own:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peft_align.config.identity import short_hash
 from peft_align.config.schema import GROUPS, MAIN_AXES
 from peft_align.grid.cost import BYTES
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Run, Sweep
+from peft_align.reporting.frame import KEY, Frame, frame_of, to_plain
 from peft_align.reporting.statistics import t_interval
 from peft_align.reporting.told import Told, told_of
 from peft_align.store.records import atomic_write
@@ -26,12 +29,18 @@ NOT_TRAINED = ("baseline", "external")
 Row = dict[str, Any]
 
 
-def columns(sweep: Sweep) -> list[str]:
+def columns(sweep: Sweep | Frame) -> list[str]:
     """The table's columns: fixed ones, with the sweep's further axes by their dotted keys in between."""
     return [*FIRST, *(key for key in sweep.axis_keys if key not in (*MAIN_AXES, "seed")), *LAST]
 
 
-def rows(sweep: Sweep, items: Sequence[Item], root: Path, told: Mapping[str, Told] | None = None) -> list[Row]:
+def rows(
+    sweep: Sweep,
+    items: Sequence[Item],
+    root: Path,
+    told: Mapping[str, Told] | None = None,
+    identities: dict[str, list[Any]] | None = None,
+) -> list[Row]:
     """Every result of the sweep that is on disk, in the order of its runs. Parents that it only needs are left out.
 
     Args:
@@ -39,11 +48,12 @@ def rows(sweep: Sweep, items: Sequence[Item], root: Path, told: Mapping[str, Tol
         items: the state of its runs.
         root: where they lie.
         told: what was read of them; None: it is read now.
+        identities: what each judge is by its name, added to: of several roots the same judges have the same names.
     """
     names = columns(sweep)
     found = []
     by_id = sweep.by_id()
-    identities: dict[str, list[Any]] = {}
+    identities = {} if identities is None else identities
     told = told_of(items, root) if told is None else told
     for item in items:
         if item.run.is_parent_only:
@@ -65,7 +75,18 @@ def _judge_label(record: Mapping[str, Any], identities: dict[str, list[Any]]) ->
     known, own = identities.setdefault(label, []), record["key"]["judge"]
     if own not in known:
         known.append(own)
-    return label if known[0] == own else f"{label} #{known.index(own) + 1}"
+    return judge_name(label, known.index(own))
+
+
+def judge_name(label: str, number: int) -> str:
+    """How the table names a judge: others of the same name are numbered, from 2."""
+    return f"{label} #{number + 1}" if number else label
+
+
+def judges_of(identities: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+    """The hash of what each judge is, by its name in the table."""
+    named = {judge_name(label, i): own for label, known in identities.items() for i, own in enumerate(known)}
+    return {name: short_hash(json.dumps(own, sort_keys=True)) for name, own in named.items()}
 
 
 def _row(
@@ -85,7 +106,8 @@ def _row(
         row |= {"samples": record["step"] * run.config.train.batch_size} if run.kind == "train" else {}
     row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": measured_on(run, record, metric)}
     row["metric"] = metric["name"]
-    return row | {key: metric.get(key) for key in ("value", "stderr", "bound", "n", "higher_is_better")}
+    row |= {key: None if metric.get(key) is None else float(metric[key]) for key in ("value", "stderr", "bound")}
+    return row | {key: metric.get(key) for key in ("n", "higher_is_better")}
 
 
 def measured_on(run: Run, record: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
@@ -143,42 +165,49 @@ def _text(value: Any) -> Any:
     return repr(value) if isinstance(value, float) else value
 
 
-def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
-    """Write the rows as Parquet, typed: numbers as numbers, axes as numbers where all their values are."""
+TYPES = {
+    **dict.fromkeys(("value", "stderr", "bound"), "float64"),
+    **dict.fromkeys(("n", "step", "samples", "seed"), "int64"),
+    "higher_is_better": "bool",
+}  # of columns of the Parquet file; the other fixed ones are strings, an axis is float64 or a string
+
+
+def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row], frame: Frame | None = None) -> None:
+    """Write the rows as Parquet, typed: numbers as numbers, axes as numbers where all their values are.
+
+    With `frame` the file also says, in its metadata, what the report needs of the sweep, and which values
+    of axes a typed column has in another form (8 as 8.0, true as "True").
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    fixed = {
-        "value": pa.float64(),
-        "stderr": pa.float64(),
-        "bound": pa.float64(),
-        "n": pa.int64(),
-        "step": pa.int64(),
-        "samples": pa.int64(),
-        "seed": pa.int64(),
-        "higher_is_better": pa.bool_(),
-    }
-    arrays = []
+    arrays, restored = [], {}
     for name in names:
         values = [row[name] for row in table]
         further = name not in (*FIRST, *LAST)
         numeric = further and all(
             isinstance(v, (int, float)) and not isinstance(v, bool) for v in values if v is not None
         )
-        kind = fixed.get(name, pa.float64() if numeric else pa.string())
-        if kind == pa.string():
-            values = [None if v is None else str(v) for v in values]
-        arrays.append(pa.array(values, kind))
+        kind = pa.type_for_alias(TYPES.get(name, "float64" if numeric else "string"))
+        stored = [None if v is None else str(v) for v in values] if kind == pa.string() else values
+        arrays.append(pa.array(stored, kind))
+        if further:
+            as_is = float if numeric else str
+            restored[name] = {str(as_is(v)): v for v in values if v is not None and not isinstance(v, as_is)}
+    written = pa.Table.from_arrays(arrays, names=list(names))
+    if frame is not None:
+        said = json.dumps(to_plain(frame) | {"restored": restored})
+        written = written.replace_schema_metadata({KEY: said.encode()})
     with atomic_write(path) as temporary:
-        pq.write_table(pa.Table.from_arrays(arrays, names=list(names)), temporary)
+        pq.write_table(written, temporary)
 
 
-def markdown(sweep: Sweep, table: Sequence[Row]) -> str:
+def markdown(sweep: Sweep | Frame, table: Sequence[Row]) -> str:
     """The summary: a row for each cell and step, a column for each metric, mean ± 95% t interval over seeds.
 
     Shown are the metrics that the benchmarks' options name; the CSV holds all.
     """
-    named = {name: b.metrics for run in sweep.runs for scoring in run.scorings for name, b in scoring.benchmarks}
+    named = frame_of(sweep).metrics
     table = _spread_baselines([row for row in table if _is_shown(named, row)])
     if not table:
         return "No results yet.\n"
