@@ -136,9 +136,9 @@ def claim_figures(results: Results, ours: Sequence[Verdict], theirs: Sequence[Ve
         title = f"Difference in {plain_text(measure)}{direction(results.better.get(measure))}"
         caption = (
             "Parts of the claims: mean paired differences with 95% t intervals, coloured by what the interval alone "
-            "says of the part (a claim's verdict takes all of its parts). Published tables: one value a cell, intervals "
-            f"over cells. {sum(row['results'] == OURS for row in rows)} parts of this sweep drawn; {lacking} not, for "
-            "want of runs."
+            "says of the part (a claim's verdict takes all of its parts). Published tables: one value a cell, "
+            f"intervals over cells. {sum(row['results'] == OURS for row in rows)} parts of this sweep drawn; "
+            f"{lacking} not, for want of runs."
         )
         of = f"Parts of claims: {plain_text(measure)}"
         figures.append(figure(name, "claims", of, caption, _parts(rows, title), rows))

@@ -41,7 +41,8 @@ def published_figures(results: Results, beside: Sequence[Row]) -> list[Figure]:
         number = f"table {table}"
         caption = (
             "Means of this sweep with 95% intervals (over seeds; over items where a cell has one seed) and the numbers "
-            f"of the study's {number}, means of five seeds published without a spread. {len(own)} numbers of this sweep."
+            f"of the study's {number}, means of five seeds published without a spread. "
+            f"{len(own)} numbers of this sweep."
         )
         title = f"Beside the published {number}"
         build = lambda words, rows=rows: _chart(rows, words)  # noqa: E731

@@ -77,7 +77,7 @@ def _caption(small: Mapping[str, Sequence[Row]], any_front: bool, measures: int)
     if any_front:
         text += (
             "The dashed line joins the cells that no other beats on both sides, among all cells, or among those of the "
-            "model that is chosen; a tooltip says with which probability (by bootstrap over seeds) a cell is one of them."
+            "model that is chosen; a tooltip says with which probability (bootstrap over seeds) a cell is one of them."
         )
     else:
         text += (
