@@ -92,7 +92,7 @@ def test_a_sweep_without_results_has_its_coverage_alone() -> None:
 
 def test_every_chart_is_vega_lite_and_all_its_axes_are_named(drawn: dict[str, Figure]) -> None:
     for figure in drawn.values():
-        for spec in (figure.spec, figure.sheet):
+        for spec in (figure.spec, figure.filed):
             vega = vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE)
             axes = [axis for node in nodes(vega) for axis in node.get("axes", []) if axis.get("labels") is not False]
             named = [axis for axis in axes if axis.get("title")]
@@ -102,7 +102,7 @@ def test_every_chart_is_vega_lite_and_all_its_axes_are_named(drawn: dict[str, Fi
 
 def test_the_charts_of_a_file_keep_to_altairs_schema(drawn: dict[str, Figure]) -> None:
     for name in ("comparisons-mmlu-acc", "tradeoff"):
-        spec = {key: value for key, value in drawn[name].sheet.items() if key != "datasets"}
+        spec = {key: value for key, value in drawn[name].filed.items() if key != "datasets"}
         alt.Chart.from_dict(spec, validate=True)
 
 
@@ -110,7 +110,7 @@ def test_the_page_is_as_wide_as_its_place_and_the_file_is_not(drawn: dict[str, F
     for figure in drawn.values():
         assert figure.spec["width"] == "container"
         assert not {"concat", "vconcat", "hconcat", "facet", "repeat"} & set(figure.spec)  # they take no such width
-        widths = [node["width"] for node in nodes(figure.sheet) if "width" in node]
+        widths = [node["width"] for node in nodes(figure.filed) if "width" in node]
         assert widths
         assert all(isinstance(width, int) for width in widths)
 
@@ -173,7 +173,7 @@ def test_the_measures_of_the_trade_off_and_its_axes_can_be_chosen(drawn: dict[st
     assert (params["first"]["value"], params["second"]["value"]) == ("m0", "m1")
     filters = {p["bind"]["name"].strip(): p["bind"]["options"] for n, p in params.items() if n.startswith("only_")}
     assert filters == {"preference": ["all", "harmless", "helpful"], "method": ["all", "dpo", "sft"]}
-    assert "params" not in drawn["tradeoff"].sheet
+    assert "params" not in drawn["tradeoff"].filed
 
 
 def test_scores_at_the_reference_are_the_zero_that_others_are_relative_to(
