@@ -96,7 +96,7 @@ def by_measure(
         panel = build(words).to_dict()
         panel["transform"] = [{"filter": {"field": "measure", "equal": key}}, *panel.get("transform", [])]
         panels.append(bare(panel) | {"width": NARROW})
-    sheet = {"columns": 2, "concat": panels, "spacing": 40}
+    sheet: Spec = {"columns": 2, "concat": panels, "spacing": 40}
     sheet["resolve"] = {"scale": {"color": "shared", "shape": "shared", "strokeDash": "shared"}}
     return Figure(name, section, title, caption, top(page, data, "container"), top(sheet, data))
 

@@ -147,7 +147,8 @@ def front_rows(fronts: Sequence[Row], keys: Mapping[str, str], names: Mapping[st
             row[side] + (f" ({row[f'{side}_judge']})" if row[f"{side}_judge"] else "") for side in ("first", "second")
         ]
         if all(side in keys for side in sides):
-            own = _place(row, names) | {"first": keys[sides[0]], "second": keys[sides[1]], "among": plain_text(row["among"])}
+            own = _place(row, names) | {"first": keys[sides[0]], "second": keys[sides[1]]}
+            own |= {"among": plain_text(row["among"])}
             own |= {"first_mean": row["first_mean"], "second_mean": row["second_mean"], "on_front": row["on_front"]}
             found.append(own | {"probability": row["probability"], "seeds": row["seeds"], "of": row["cells"]})
     return found
