@@ -51,7 +51,7 @@ def write_figures(figures: Sequence[Figure], folder: Path) -> None:
     target = folder / "figures"
     shutil.rmtree(target, ignore_errors=True)
     for one in figures:
-        drawn = vl_convert.vegalite_to_svg(one.sheet, vl_version=VEGA_LITE, allowed_base_urls=[])
+        drawn = vl_convert.vegalite_to_svg(one.filed, vl_version=VEGA_LITE, allowed_base_urls=[])
         with atomic_write(target / f"{one.name}.svg") as temporary:
             temporary.write_text(drawn, encoding="utf-8")
         with atomic_write(target / f"{one.name}.pdf") as temporary:

@@ -51,7 +51,7 @@ class Figure:
         section: of the page: coverage, tradeoff, comparisons, curves, claims or published.
         caption: plain text: what is shown, what the intervals are, of how many.
         spec: Vega-Lite, its data in it, as wide as its place.
-        sheet: the same for a file: of a set width, with nothing to choose.
+        sheet: the same for a file: of a set width, with nothing to choose; None: `spec` with such a width.
     """
 
     name: str
@@ -59,7 +59,12 @@ class Figure:
     title: str
     caption: str
     spec: Spec
-    sheet: Spec
+    sheet: Spec | None = None
+
+    @property
+    def filed(self) -> Spec:
+        """What a file shows."""
+        return self.spec | {"width": WIDE} if self.sheet is None else self.sheet
 
 
 def layered(*charts: alt.Chart, height: Any) -> alt.LayerChart:
@@ -72,8 +77,7 @@ def layered(*charts: alt.Chart, height: Any) -> alt.LayerChart:
 def figure(name: str, section: str, title: str, caption: str, chart: alt.LayerChart, rows: Sequence[Row]) -> Figure:
     """A chart with nothing to choose. `rows` are its data."""
     spec = chart.to_dict()
-    whole = top(spec, {"rows": rows})
-    return Figure(name, section, title, caption, {**whole, "width": "container"}, {**whole, "width": WIDE})
+    return Figure(name, section, title, caption, top(spec, {"rows": rows}, "container"))
 
 
 def by_measure(
@@ -90,7 +94,7 @@ def by_measure(
     data = {"rows": rows}
     if len(titles) == 1:
         spec = build(*titles.values()).to_dict()
-        return Figure(name, section, title, caption, top(spec, data, "container"), top(spec, data, WIDE))
+        return Figure(name, section, title, caption, top(spec, data, "container"))
     page = following(build(TITLE).to_dict(), "titles[measure]")
     page["params"] = [select("measure", "Measure", titles), {"name": "titles", "value": dict(titles)}]
     page["transform"] = [{"filter": CHOSEN}, *page.get("transform", [])]
@@ -99,7 +103,7 @@ def by_measure(
         panel = build(words).to_dict()
         panel["transform"] = [{"filter": {"field": "measure", "equal": key}}, *panel.get("transform", [])]
         panels.append(bare(panel) | {"width": NARROW})
-    sheet = {"columns": 2, "concat": panels, "spacing": 40}
+    sheet: Spec = {"columns": 2, "concat": panels, "spacing": 40}
     sheet["resolve"] = {"scale": {"color": "shared", "shape": "shared", "strokeDash": "shared"}}
     return Figure(name, section, title, caption, top(page, data, "container"), top(sheet, data))
 

@@ -120,7 +120,7 @@ def _zero(title: str) -> alt.Chart:
 def _orderable(drawn: Figure) -> Figure:
     """The page's form with an order to choose."""
     spec = drawn.spec | {"params": [ORDER], "transform": [{"calculate": "datum[order]", "as": "place"}]}
-    sheet = drawn.sheet | {"transform": [{"calculate": "datum.by_name", "as": "place"}]}
+    sheet = drawn.filed | {"transform": [{"calculate": "datum.by_name", "as": "place"}]}
     return Figure(drawn.name, drawn.section, drawn.title, drawn.caption, spec, sheet)
 
 

@@ -77,8 +77,7 @@ def _caption(small: Mapping[str, Sequence[Row]], any_front: bool, measures: int)
     if any_front:
         text += (
             "The dashed line joins the cells that no other beats on both sides, among all cells, or among those of the "
-            "model that is chosen; a tooltip says with which probability (by bootstrap over seeds) a cell is one of "
-            "them."
+            "model that is chosen; a tooltip says with which probability (bootstrap over seeds) a cell is one of them."
         )
     else:
         text += (
@@ -148,7 +147,8 @@ def front_rows(fronts: Sequence[Row], keys: Mapping[str, str], names: Mapping[st
             row[side] + (f" ({row[f'{side}_judge']})" if row[f"{side}_judge"] else "") for side in ("first", "second")
         ]
         if all(side in keys for side in sides):
-            own = _place(row, names) | {"first": keys[sides[0]], "second": keys[sides[1]], "among": str(row["among"])}
+            own = _place(row, names) | {"first": keys[sides[0]], "second": keys[sides[1]]}
+            own |= {"among": plain_text(row["among"])}
             own |= {"first_mean": row["first_mean"], "second_mean": row["second_mean"], "on_front": row["on_front"]}
             found.append(own | {"probability": row["probability"], "seeds": row["seeds"], "of": row["cells"]})
     return found
