@@ -107,8 +107,10 @@ class Told:
 
     def records(self) -> list[tuple[str, Mapping[str, Any]]]:
         """All records with what was done for them: training, merging, evaluation, judging."""
-        made = [(stage, record) for stage, record in (("training", self.train), ("merging", self.merge)) if record]
-        return made + [("evaluation" if s.judgement is None else "judging", s.record) for s in self.scored]
+        found: list[tuple[str, Mapping[str, Any]]] = []
+        found += [(stage, record) for stage, record in (("training", self.train), ("merging", self.merge)) if record]
+        found += [("evaluation" if s.judgement is None else "judging", s.record) for s in self.scored]
+        return found
 
 
 def told_of(items: Sequence[Item], root: Path) -> dict[str, Told]:
