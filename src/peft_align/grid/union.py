@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from peft_align.grid.runs import Run, Sweep
 
@@ -46,7 +47,7 @@ def _place(run: Run, keys: Sequence[str]) -> str:
     """A run's values of these settings, to be compared with those of a cell."""
     found = []
     for key in keys:
-        node = run.choices.get(key, run.config)
+        node: Any = run.choices.get(key, run.config)
         for name in key.split(".") if key not in run.choices else ():
             node = getattr(node, name, None)
         found.append(node)

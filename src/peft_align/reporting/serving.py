@@ -161,8 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30  # seconds that a silent client holds a thread
 
     def do_GET(self) -> None:
-        port = self.server.server_address[1]
-        if self.headers.get_all("Host") not in ([f"{name}:{port}"] for name in (ADDRESS, "localhost")):
+        own: Any = self.server.server_address
+        if self.headers.get_all("Host") not in [[f"{name}:{own[1]}"] for name in (ADDRESS, "localhost")]:
             return self._answer(HTTPStatus.FORBIDDEN, b"this host is not served\n")
         try:
             path = unquote(urlsplit(self.path).path, errors="strict")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,18 +146,24 @@ def _check_columns(path: Path, schema: Any, names: Sequence[str], faults: list[F
 def _check_rows(path: Path, frame: Frame, rows: Sequence[Row], faults: list[Fault]) -> None:
     """Values that no table of report has. A value itself may be no number: what diverged is counted, and left out."""
     ids = {run.id for run in frame.runs}
-    wrongs = {(name, "is empty"): lambda row, name=name: row[name] is None for name in NEEDED}
-    wrongs |= {
-        (name, "is not finite"): lambda row, name=name: (
-            row[name] is not None
-            and not math.isfinite(row[name])
-            and row["value"] is not None
-            and math.isfinite(row["value"])
-        )
-        for name in ("stderr", "bound")
+
+    def is_empty(row: Row, name: str) -> bool:
+        return row[name] is None
+
+    def is_infinite(row: Row, name: str) -> bool:
+        """An error that is no number, of a value that is one."""
+        values = row[name], row["value"]
+        return None not in values and math.isfinite(values[1]) and not math.isfinite(values[0])
+
+    def is_unknown(row: Row, name: str, known: Iterable[str]) -> bool:
+        return row[name] is not None and row[name] not in known
+
+    wrongs: dict[tuple[str, str], Callable[[Row], bool]] = {
+        ("kind", f"is none of {', '.join(KINDS)}"): lambda row: is_unknown(row, "kind", KINDS),
+        ("run_id", "is no run of the sweep that the file is of"): lambda row: is_unknown(row, "run_id", ids),
     }
-    wrongs["kind", f"is none of {', '.join(KINDS)}"] = lambda row: row["kind"] not in (None, *KINDS)
-    wrongs["run_id", "is no run of the sweep that the file is of"] = lambda row: row["run_id"] not in (None, *ids)
+    wrongs |= {(name, "is empty"): partial(is_empty, name=name) for name in NEEDED}
+    wrongs |= {(name, "is not finite"): partial(is_infinite, name=name) for name in ("stderr", "bound")}
     for (name, what), of in wrongs.items():
         at = [i for i, row in enumerate(rows) if of(row)]
         if at:

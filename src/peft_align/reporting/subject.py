@@ -131,8 +131,8 @@ def state_of(places: Sequence[tuple[Path, Sequence[str]]], files: Sequence[Path]
         for run_id in ids:
             for path in _records(root / "runs" / run_id):
                 found.update(_stamp(path))
-    for path in files:
-        found.update(_stamp(str(path)))
+    for file in files:
+        found.update(_stamp(str(file)))
     return found.hexdigest()
 
 
