@@ -45,7 +45,7 @@ def heat_figures(results: Results) -> list[Figure]:
         return []
     names = {f"a{i}": plain_text(axis) for i, axis in enumerate(axes)}
     values = {key: len({row[key] for row in rows}) for key in names}
-    down = "a2" if names.get("a2") == "method" else "a0"
+    down = next((key for key, axis in names.items() if axis == "method"), "a0")
     across = max((key for key in names if key != down), key=lambda key: (names[key] == "model", values[key]))
     params = [
         *([select("measure", "Measure", titles)] if len(titles) > 1 else []),
@@ -66,7 +66,7 @@ def heat_figures(results: Results) -> list[Figure]:
     sheet: Spec = {"columns": 2, "concat": panels, "resolve": {"scale": {"color": "independent"}}, "spacing": 40}
     caption = (
         "Mean of the cells' means at the last step, over two axes; lighter is higher. What is not there is blank, and "
-        f"means over unequal sets of cells are not alike in all else: compare by the paired differences. "
+        "means over unequal sets of cells are not alike in all else: compare by the paired differences. "
         f"{len(rows)} cell means."
     )
     data = {"rows": rows}

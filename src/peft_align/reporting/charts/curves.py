@@ -21,7 +21,8 @@ def sample_figures(results: Results, table: Sequence[Row]) -> list[Figure]:
     """Scores relative to those at 1600 samples, or where there are none, at the most."""
     samples = {(row["run_id"], row["step"]): row["samples"] for row in table if row.get("samples") is not None}
     rows: list[Row] = []
-    kept, at = [], set()
+    kept: list[Measure] = []
+    at: set[int] = set()
     for measure in results.main:
         own = [v for v in results.values[measure] if v.place["kind"] == "train" and (v.run_id, v.step) in samples]
         drawn, reference = relative_rows(own, samples)
