@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +50,13 @@ def files(folder: Path, without: Sequence[str] = ()) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
 
 
-def in_any_order(found: dict[str, bytes]) -> dict[str, list[bytes]]:
-    return {name: sorted(content.splitlines()) for name, content in found.items()}
+def in_any_order(found: dict[str, bytes]) -> dict[str, list[str]]:
+    """Lines in another order; sums in another order differ in their last digits."""
+
+    def rounded(text: str) -> str:
+        return re.sub(r"-?\d+\.\d{6,}(e-?\d+)?", lambda number: f"{float(number[0]):.9g}", text)
+
+    return {name: sorted(rounded(content.decode()).splitlines()) for name, content in found.items()}
 
 
 def told(*words: str) -> list[str]:

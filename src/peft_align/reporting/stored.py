@@ -158,12 +158,11 @@ def _check_rows(path: Path, frame: Frame, rows: Sequence[Row], faults: list[Faul
     def is_unknown(row: Row, name: str, known: Iterable[str]) -> bool:
         return row[name] is not None and row[name] not in known
 
-    wrongs: dict[tuple[str, str], Callable[[Row], bool]] = {
-        ("kind", f"is none of {', '.join(KINDS)}"): lambda row: is_unknown(row, "kind", KINDS),
-        ("run_id", "is no run of the sweep that the file is of"): lambda row: is_unknown(row, "run_id", ids),
-    }
+    wrongs: dict[tuple[str, str], Callable[[Row], bool]] = {}
     wrongs |= {(name, "is empty"): partial(is_empty, name=name) for name in NEEDED}
     wrongs |= {(name, "is not finite"): partial(is_infinite, name=name) for name in ("stderr", "bound")}
+    wrongs["kind", f"is none of {', '.join(KINDS)}"] = partial(is_unknown, name="kind", known=KINDS)
+    wrongs["run_id", "is no run of the sweep that the file is of"] = partial(is_unknown, name="run_id", known=ids)
     for (name, what), of in wrongs.items():
         at = [i for i, row in enumerate(rows) if of(row)]
         if at:
