@@ -21,7 +21,7 @@ from peft_align.store import records
 from peft_align.store.runs import RunDir
 
 WORDS = ("model=tiny", "dataset=everyday", "train.max_steps=4", "evaluation.benchmarks=[preference,everyday_mc]")
-SIZES = (10, 30, 70)
+SIZES = (20, 40, 80)  # of more than 12 runs, samples of 12 are shown
 # Records of training, of a failure, and of two evaluations, which the table reads once more.
 MOST = {"status": 6, "plan": 6, "report": 8, "sweep": 8, "clean": 1}
 VERBS: dict[str, Callable[[list[str]], int]] = {
