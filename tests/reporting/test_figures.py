@@ -80,6 +80,7 @@ def test_a_sweep_has_the_figures_that_it_has_data_for_in_the_pages_order(drawn: 
         ("curves", "variance"),
         ("claims", "claims-mmlu-acc"),
         ("claims", "claims-real-toxicity-score"),
+        ("published", "published-table2"),
         ("published", "published-table4"),
     ]
 
@@ -207,7 +208,7 @@ def test_shares_of_the_variance_are_those_of_the_table(study: Study, drawn: dict
 
 
 def test_published_numbers_stand_beside_the_sweeps(study: Study, drawn: dict[str, Figure]) -> None:
-    rows = drawn["published-table4"].spec["datasets"]["rows"]
+    rows = [row for n in (2, 4) for row in drawn[f"published-table{n}"].spec["datasets"]["rows"]]
     measured = [row for row in study[0].beside if row["measured"] is not None]
     for source, column in (("this sweep", "measured"), ("published", "published")):
         assert sorted(r["value"] for r in rows if r["source"] == source) == sorted(row[column] for row in measured)
