@@ -35,7 +35,7 @@ from peft_align.terminal import shown
 ASSETS = Path(__file__).parent / "assets"
 FILE = "report.html"
 FIRST = {"sentences": "What it was made on", "warnings": "Where runs differ in what should be the same"}
-GLOBALS = "window.vegaEmbed = vegaEmbed; window.vegaLite = vegaLite;"
+GLOBALS = "window.vegaEmbed = vegaEmbed;"
 VEGA_LITE = "6.4"  # of those that vl-convert carries, the one that Altair's schema is of
 SCRIPTS = ("page.js", "charts.js", "run.js", "samples.js")  # in this order
 SECTIONS = {  # by anchor, in their order: heading, and its short form in the navigation

@@ -57,29 +57,38 @@ function saveButtons(name, view) {
   );
 }
 
-// Vega-Lite warns of how it lays a chart out, which is no reader's business; what is wrong it throws.
-const quiet = { level: () => quiet, error: () => quiet, warn: () => quiet, info: () => quiet, debug: () => quiet };
+// Vega-Lite warns of every chart that is as wide as its place and as high as its rows need; the bundle does not hand out
+// the part of it that takes a logger. What is wrong is thrown.
+async function unwarned(work) {
+  const warn = console.warn;
+  console.warn = () => {};
+  try {
+    return await work();
+  } finally {
+    console.warn = warn;
+  }
+}
 
 async function drawChart(box, spec) {
   const name = box.dataset.figure;
   const choices = element("div", { class: "controls" }); // where Vega puts what can be chosen
   const options = {
     bind: choices,
-    mode: "vega",
+    mode: "vega-lite",
     ast: true,
     renderer: "svg",
     actions: false, // its menu would offer to send the chart to an editor on the web
     defaultStyle: false,
     tooltip: { disableDefaultStyle: true },
+    logLevel: 1, // errors
+    config: chartConfig(box.clientWidth < 520),
   };
   box.replaceChildren();
   box.before(choices);
   try {
     const title = find("h3", box.parentElement).textContent;
     const described = { description: title, ...spec }; // for those who hear the page
-    const config = chartConfig(box.clientWidth < 520);
-    const compiled = window.vegaLite.compile(described, { config, logger: quiet }).spec;
-    const { view } = await window.vegaEmbed(box, compiled, options);
+    const { view } = await unwarned(() => window.vegaEmbed(box, described, options));
     view.addEventListener("click", (_, item) => {
       if (item?.datum?.run_id) location.hash = `#run=${encodeURIComponent(item.datum.run_id)}`;
     });
