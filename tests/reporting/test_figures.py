@@ -96,6 +96,8 @@ def test_every_chart_is_vega_lite_and_all_its_axes_are_named(drawn: dict[str, Fi
         for spec in (figure.spec, figure.filed):
             vega = vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE)
             axes = [axis for node in nodes(vega) for axis in node.get("axes", []) if axis.get("labels") is not False]
+            titles = [axis["title"] for axis in axes if axis.get("title")]
+            assert all(isinstance(title, str | list) or list(title) == ["signal"] for title in titles), figure.name
             named = [axis for axis in axes if axis.get("title")]
             assert len({axis["orient"] for axis in named}) == 2, figure.name
             assert json.dumps(vega).count("@title") == 0

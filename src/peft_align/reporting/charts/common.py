@@ -122,13 +122,14 @@ def top(spec: Spec, data: Mapping[str, Sequence[Row]], width: int | str | None =
 def following(node: Any, expression: str, mark: str = TITLE) -> Any:
     """The same with the titles that stand for a chosen one replaced by an expression.
 
-    Vega-Lite takes expressions there, but its schema, by which Altair checks, does not say so.
+    A signal, as Vega has it: Vega-Lite passes it on as it is, also where the titles of layers are merged (an `expr` is
+    lost there), though its schema, by which Altair checks, does not say so.
     """
     if isinstance(node, dict):
         return {key: following(value, expression, mark) for key, value in node.items()}
     if isinstance(node, list):
         return [following(value, expression, mark) for value in node]
-    return {"expr": expression} if node == mark else node
+    return {"signal": expression} if node == mark else node
 
 
 def select(name: str, words: str, options: Mapping[str, str], value: str | None = None) -> Spec:
