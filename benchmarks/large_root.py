@@ -46,6 +46,7 @@ VERBS = {
     "plan": ["plan", "+grid=large"],
     "plan --json": ["plan", "+grid=large", "--json"],
     "report": ["report", "+grid=large"],
+    "report of 100 of them": ["report", "+grid=large", "seed=range(10)"],
     "sweep, nothing to do": ["sweep", "+grid=large"],
     "clean, nothing removed": ["clean"],
 }

@@ -30,6 +30,7 @@ flags:
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,6 +45,8 @@ from peft_align.reporting.table import columns, markdown, write_csv, write_parqu
 from peft_align.reporting.told import Told, text
 from peft_align.store.records import atomic_write
 from peft_align.terminal import say
+
+MOST = 1000  # runs of which the page tells all, or it would take long to write and to open; the tables have every run
 
 
 def write_report(asked: Asked, items: Sequence[Item]) -> str:
@@ -77,15 +80,19 @@ def write(subject: Subject) -> str:
     took, failed = cost.cost_rows(items, root, table, told), failures.failure_rows(items, root, told)
     write_csv(folder / "cost.csv", cost.COLUMNS, took)
     write_csv(folder / "failures.csv", failures.FAILURES, failed)
+    prompts = answers(items, root, told=told)  # before the details, which tell what could not be read
+    open_items = told_whole(items)
+    known = details(open_items, root, told)
     charts = figures.figures(found, table)
     figures.write_figures(charts, folder)
     content = page.Content(
         title=frame.name,
         found=found,
         figures=charts,
-        answers=answers(items, root, told=told),  # before the details, which tell what could not be read
-        details=details(items, root, told),
-        cost=took,
+        answers=prompts,
+        details=known,
+        cost=[row for row in took if row["run_id"] in known],
+        left_out=len(items) - len(open_items),
         per_point=cost.per_point(found, took),
         failures=failed,
         provenance=provenance(items, root, told),
@@ -100,6 +107,12 @@ def write(subject: Subject) -> str:
         warnings += filter(None, [track_report(tracker, sweep, folder, table, found)])
     warned = "".join(f"warning: {warning}\n" for warning in warnings)
     return f"{summary}\n{findings.summary(found)}{warned}{len(table)} rows: {folder / 'results.csv'}\n"
+
+
+def told_whole(items: Sequence[Item]) -> list[Item]:
+    """The runs that the page tells all of: those that are not done before others, in the sweep's order."""
+    chosen = {item.run.id for item in sorted(items, key=lambda item: item.done)[:MOST]}
+    return [item for item in items if item.run.id in chosen]
 
 
 def data_warnings(told: Mapping[str, Told]) -> list[str]:
@@ -121,6 +134,7 @@ def verb(argv: list[str]) -> int:
     if asked.port is not None:
         from peft_align.reporting.serving import serve
 
+        gc.enable()
         serve(asked.source, write, subject.folder, asked.port, asked.every)
         return 0
     say(write(subject), end="")
@@ -132,6 +146,7 @@ def verb(argv: list[str]) -> int:
 
 def main() -> int:
     """Entry point."""
+    gc.disable()  # records by the ten thousand, all in use: collections would pass over them again and again
     return run_verb(verb, __doc__)
 
 

@@ -82,7 +82,7 @@ class Several:
         places = []
         for root, ids in self.roots().items():
             own = set(ids)
-            items = Planner(root, mirrors[root]).plan(run for run in self.sweep.runs if run.id in own)
+            items = Planner(root, mirrors[root], keep=True).plan(run for run in self.sweep.runs if run.id in own)
             places.append(Place(root, items))
         return of_sweep(self.asked[0].space, self.sweep, places, to or self.folder)
 
@@ -146,7 +146,9 @@ def _of_one(asked: Asked, to: Path | None) -> Source:
     """The sweep of a command line, or the one that was started last."""
 
     def subject() -> Subject:
-        items = Planner(asked.root, asked.planner.mirror).plan(asked.sweep.runs)  # nothing remembered of before
+        items = Planner(asked.root, asked.planner.mirror, keep=True).plan(
+            asked.sweep.runs
+        )  # nothing remembered of before
         found = of_sweep(asked.space, asked.sweep, [Place(asked.root, items)], asked.folder)
         return elsewhere(replace(found, sweep=asked.sweep), to)
 

@@ -81,6 +81,8 @@ class Item:
         requests, missing: what is evaluated, and what of it is not there, with the reason if it was once.
         judgements, unjudged: likewise what is judged.
         failure: of the last attempt.
+        records: what the plan read, if it was to keep it: by the name of the evaluation ("" is the training's) and of
+            the judging (None: the evaluation itself).
     """
 
     run: Run
@@ -91,6 +93,7 @@ class Item:
     judgements: list[Judgement] = field(default_factory=list)
     unjudged: list[tuple[Judgement, str]] = field(default_factory=list)
     failure: str | None = None
+    records: dict[tuple[str, str | None], dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def done(self) -> bool:
@@ -121,10 +124,10 @@ class Item:
 
 
 class Planner:
-    """Compares runs with what lies under one root."""
+    """Compares runs with what lies under one root; `keep`: what it reads goes with the items, for a report."""
 
-    def __init__(self, root: Path, mirror: str | None) -> None:
-        self.root, self.mirror = root, mirror
+    def __init__(self, root: Path, mirror: str | None, *, keep: bool = False) -> None:
+        self.root, self.mirror, self.keep = root, mirror, keep
         self.digests = Digests()
         self._inputs: dict[tuple[str, str], str] = {}
 
@@ -141,6 +144,7 @@ class Planner:
         record: dict[str, Any] | None = None
         if run.kind == "train":
             record = directory.train_record()
+            self._keep(item, ("", None), record)
             item.to_make = self._to_train(run, directory, record)
         elif run.kind == "merge":
             record = directory.merge_record()
@@ -155,12 +159,12 @@ class Planner:
         lacks_only_steps = item.to_make is not None and item.to_make.startswith(LACKS_STEPS)
         for request in requests(run, record if item.to_make is None or lacks_only_steps else None):
             item.requests.append(request)
-            reason = self._evaluated(run, directory, request)
+            reason = self._evaluated(item, directory, request)
             if reason is not None:
                 item.missing.append((request, reason))
             for judgement in judgements(request):
                 item.judgements.append(judgement)
-                wrong = self._judged(directory, judgement) if reason is None else ""
+                wrong = self._judged(item, directory, judgement) if reason is None else ""
                 if wrong is not None:
                     item.unjudged.append((judgement, wrong))
         return item
@@ -199,7 +203,11 @@ class Planner:
                 return f"its parent {parent} changed: was {digest[:12]}, is {now[:12]}"
         return None
 
-    def _evaluated(self, run: Run, directory: RunDir, request: Request) -> str | None:
+    def _keep(self, item: Item, name: tuple[str, str | None], record: dict[str, Any] | None) -> None:
+        if self.keep and record is not None:
+            item.records[name] = record
+
+    def _evaluated(self, item: Item, directory: RunDir, request: Request) -> str | None:
         if request.key is None:
             return ""
         folder = directory.evaluation(request.name)
@@ -208,9 +216,10 @@ class Planner:
             return damage(folder / "record.json", EVALUATION) or ""
         if wrong := complete(folder, record["files"]):
             return wrong
-        return self.changed_inputs(run, record["inputs"], request)
+        self._keep(item, (request.name, None), record)
+        return self.changed_inputs(item.run, record["inputs"], request)
 
-    def _judged(self, directory: RunDir, judgement: Judgement) -> str | None:
+    def _judged(self, item: Item, directory: RunDir, judgement: Judgement) -> str | None:
         name = judgement.request.name
         record = directory.judgement_record(name, judgement.name)
         if record is None:
@@ -218,6 +227,7 @@ class Planner:
         samples = (directory.evaluation_record(name) or {}).get("files", {})
         if record["samples"] != samples:
             return "its texts were generated again"
+        self._keep(item, (name, judgement.name), record)
         return complete(directory.judgement(name, judgement.name), record["files"])
 
     def changed_inputs(

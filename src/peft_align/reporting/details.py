@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,9 @@ from peft_align.grid.runs import Run
 from peft_align.reporting.cost import cost_of
 from peft_align.reporting.coverage import state
 from peft_align.reporting.curves import points_for, read_curves
-from peft_align.reporting.table import measured_on
+from peft_align.reporting.table import measured_on, shown_once
 from peft_align.reporting.told import Told, labels, told_of
 from peft_align.terminal import shown
-
-shown_once = functools.lru_cache(maxsize=4096)(shown)  # names that thousands of runs share
 
 
 def details(items: Sequence[Item], root: Path, told: Mapping[str, Told] | None = None) -> dict[str, dict[str, Any]]:

@@ -88,6 +88,7 @@ class Content:
         failures: rows of failures.csv, each with the end of its log.
         provenance: a dataclass or mapping of lists of texts and of rows, each shown under its name; None: nothing.
         written: when, in UTC.
+        left_out: runs that have no details and no cost here, since there are so many.
     """
 
     title: str
@@ -100,6 +101,7 @@ class Content:
     failures: Sequence[Row]
     provenance: Any
     written: str
+    left_out: int = 0
 
 
 def write_page(content: Content, folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ LAST = (
 FORMULA = ("=", "+", "-", "@", "\t")  # what a text may not begin with, or a spreadsheet computes it
 NOT_TRAINED = ("baseline", "external")
 Row = dict[str, Any]
+shown_once = functools.lru_cache(maxsize=4096)(shown)  # names that thousands of rows share
 
 
 def columns(sweep: Sweep | Frame) -> list[str]:
@@ -160,7 +162,7 @@ def _text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        value = shown(value)
+        value = shown_once(value)
         return f"'{value}" if value.startswith(FORMULA) else value  # as spreadsheets mark a text
     return repr(value) if isinstance(value, float) else value
 

@@ -60,7 +60,9 @@ class Told:
     @cached_property
     def train(self) -> dict[str, Any]:
         """The record of training; empty where there is none that can be used."""
-        record = self.directory.train_record() if self.run.kind == "train" else None
+        record = self.item.records.pop(("", None), None)
+        if record is None and self.run.kind == "train":
+            record = self.directory.train_record()
         return {} if record is None else self._kept(record, TRAINED)
 
     @cached_property
@@ -83,10 +85,12 @@ class Told:
         for request in self.item.requests:
             if id(request) in missing:
                 continue
-            found.append((request, None, self.directory.evaluation_record(request.name)))
+            known = self.item.records.pop((request.name, None), None)  # what is not kept here is let go
+            found.append((request, None, known or self.directory.evaluation_record(request.name)))
             for judgement in self.item.judgements:
                 if judgement.request is request and id(judgement) not in unjudged:
-                    judged = self.directory.judgement_record(request.name, judgement.name)
+                    known = self.item.records.pop((request.name, judgement.name), None)
+                    judged = known or self.directory.judgement_record(request.name, judgement.name)
                     found.append((request, judgement, judged))
         # one that another process replaces just now is None
         return [Scored(r, j, self._kept(record, SCORED)) for r, j, record in found if record is not None]

@@ -28,6 +28,7 @@ from peft_align.reporting.charts.common import (
 )  # fmt: skip
 from peft_align.reporting.table import NOT_TRAINED, Row
 
+DOTS = 1000  # runs; of more, only cells are drawn: so many dots are a cloud, and make the page slow
 MOST = 24  # measures that can be chosen: the main ones first
 EVERY, OWN = "all", "kind"
 HEIGHT = 340
@@ -40,6 +41,8 @@ def tradeoff_figures(results: Results, fronts: Sequence[Row]) -> list[Figure]:
     axes = [axis for axis in results.varying() if axis in MAIN_AXES]
     names = {f"a{i}": axis for i, axis in enumerate(axes)}
     runs, means = run_rows(results, keys, names), cell_rows(results, keys, names)
+    if len(runs) > DOTS:
+        runs = []
     front = front_rows(fronts, {str(measure): key for measure, key in keys.items()}, names)
     pair = _first_pair(front, means, list(titles))
     if pair is None:
@@ -69,10 +72,11 @@ def tradeoff_figures(results: Results, fronts: Sequence[Row]) -> list[Figure]:
 
 
 def _caption(small: Mapping[str, Sequence[Row]], any_front: bool, measures: int) -> str:
-    text = (
-        "Small dots are runs (seeds), large ones cells: means at the last step with 95% intervals in both directions "
-        f"(over seeds; over items where a cell has one seed). First pair: {len(small['cells'])} cells, "
-        f"{len(small['runs'])} runs. "
+    text = "Small dots are runs (seeds), large ones cells" if small["runs"] else f"Cells, of more than {DOTS} runs"
+    text += (
+        ": means at the last step with 95% intervals in both directions (over seeds; over items where a cell has one "
+        f"seed). First pair: {len(small['cells'])} cells"
+        + (f", {len(small['runs'])} runs. " if small["runs"] else ". ")
     )
     if any_front:
         text += (
