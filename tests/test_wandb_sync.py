@@ -21,7 +21,13 @@ from peft_align.store.leases import hold
 from peft_align.training.tracking import tracking
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "wandb_sync.py"
-LATER = time.time() + 1000
+
+
+def later() -> float:
+    """When nothing that is there was changed just now."""
+    return time.time() + 1000
+
+
 # Marks what it is given, notes each call, fails as it is told to: for a run's first N calls, or as one not logged in.
 STAND_IN = """#!{python}
 import os, pathlib, sys
@@ -88,7 +94,7 @@ def test_what_is_synced_or_no_offline_run_is_left_out_and_parts_of_a_run_stay_to
     online = tmp_path / "runs/two/tracking/wandb/run-20260101_000000-d"
     online.mkdir(parents=True)
     (online / "run-d.wandb").write_bytes(b"")
-    found = wandb_sync.find(tmp_path, 60, LATER)
+    found = wandb_sync.find(tmp_path, 60, later())
     assert found.runs == {"a": [early, late], "b": [other]}
     assert (found.synced, found.written) == (1, [])
 
@@ -108,9 +114,9 @@ def test_a_run_whose_training_is_at_work_waits_however_long_a_step_takes(tmp_pat
     folder = offline_run(tmp_path, "a")
     with hold(tmp_path / "runs/one", None, None) as lease:
         assert lease is not None
-        found = wandb_sync.find(tmp_path, 60, LATER)
+        found = wandb_sync.find(tmp_path, 60, later())
         assert (found.runs, found.written) == ({}, [(folder, "its training is at work")])
-    assert wandb_sync.find(tmp_path, 60, LATER).runs == {"a": [folder]}
+    assert wandb_sync.find(tmp_path, 60, later()).runs == {"a": [folder]}
 
 
 def test_real_offline_runs_of_a_training_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +126,7 @@ def test_real_offline_runs_of_a_training_are_found(tmp_path: Path, monkeypatch: 
     place = tmp_path / "outputs/runs/one/tracking"
     with tracking(tracker, group="s", name="one", axes={"seed": 0}, folder=place) as log:
         log({"loss": 0.5}, 1)
-    found = wandb_sync.find(tmp_path / "outputs", 60, LATER)
+    found = wandb_sync.find(tmp_path / "outputs", 60, later())
     ((run, (folder,)),) = found.runs.items()
     assert folder.parent == place / "wandb"
     assert folder.name.startswith("offline-run-")

@@ -8,13 +8,12 @@ figures/*.svg, *.pdf          charts of all that
 report.html                   all of it as one page, with what stands behind each run, and samples side by side
 
 usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--to DIR] [--serve [PORT]] [--config-dir DIR]
-       python -m peft_align.report --sweeps NAME [NAME ...] [root=DIR] [...]
-       python -m peft_align.report --from results.parquet [more.parquet ...] [...]
+   or: python -m peft_align.report --sweeps NAME [NAME ...] [root=DIR] [...]
+   or: python -m peft_align.report --from results.parquet [more.parquet ...] [...]
 
   Without a grid or overrides: the sweep that was started last under the root. Works while a sweep runs.
 
 examples:
-  python -m peft_align.report +grid=quickstart
   python -m peft_align.report +grid=main model=mistral_7b --serve
   python -m peft_align.report --sweeps main rank root=/scratch/me/outputs
   python -m peft_align.report --from results.parquet --to from_a_colleague

@@ -25,7 +25,8 @@ from collections.abc import Sequence
 from peft_align.cli import FAILED, Asked, ask, resolved, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.grid.needs import check_inputs
-from peft_align.grid.planner import Item, ancestors, order
+from peft_align.grid.order import ancestors, order
+from peft_align.grid.planner import Item
 from peft_align.grid.runs import STAGES
 from peft_align.launch.watch import line, observe
 from peft_align.store.records import write_json

@@ -16,7 +16,7 @@ import sys
 from peft_align.cli import FAILED, ask, resolved, run_verb
 from peft_align.errors import Fault, InputError
 from peft_align.grid.needs import check_inputs
-from peft_align.grid.planner import ancestors, order
+from peft_align.grid.order import ancestors, order
 from peft_align.terminal import say
 
 

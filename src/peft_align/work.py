@@ -11,7 +11,8 @@ from peft_align.config.launchers import Debug, Slurm
 from peft_align.errors import InputError
 from peft_align.grid.disk import check_room
 from peft_align.grid.needs import check_inputs
-from peft_align.grid.planner import Item, order, remade
+from peft_align.grid.order import order, remade
+from peft_align.grid.planner import Item
 from peft_align.launch.watch import ENDED_BADLY, State, tail
 from peft_align.report import write_report
 from peft_align.store.runs import RunDir

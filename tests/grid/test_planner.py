@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from sweeping import expand, finish_evaluation, finish_training, metric, plan, source, trained
 
-from peft_align.grid.planner import Item, adapter_digest, order, requests
+from peft_align.grid.order import order
+from peft_align.grid.planner import Item, adapter_digest, requests
 from peft_align.grid.runs import Run, Sweep
 from peft_align.store.records import Digests, read_json, write_json
 from peft_align.store.runs import RunDir

@@ -15,7 +15,8 @@ from sweeping import expand, finish_evaluation, finish_judgement, finish_trainin
 
 from peft_align.config.compose import ConfigSpace
 from peft_align.config.launchers import Allocation, ResourceRule, Resources, Slurm
-from peft_align.grid.planner import Item, order
+from peft_align.grid.order import order
+from peft_align.grid.planner import Item
 from peft_align.grid.resources import allocation
 from peft_align.grid.runs import STAGES, Run, Sweep
 from peft_align.launch.arrays import Array, plan_arrays

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from sweeping import expand, finish_evaluation, finish_judgement, finish_training, metric, plan, trained
 
-from peft_align.grid.planner import Planner, order
+from peft_align.grid.order import order
+from peft_align.grid.planner import Planner
 from peft_align.launch.local import Job, LocalLauncher, _startable, visible_gpus
 from peft_align.launch.process import DISK
 from peft_align.store.records import read_json

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from peft_align.config.launchers import Allocation, Resources, Slurm
-from peft_align.grid.planner import Item, remade
+from peft_align.grid.order import remade
+from peft_align.grid.planner import Item
 from peft_align.grid.resources import allocation
 from peft_align.grid.runs import Run
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_align.config.launchers import Debug
-from peft_align.grid.planner import Item, Planner, order
+from peft_align.grid.order import order
+from peft_align.grid.planner import Item, Planner
 from peft_align.grid.runs import Sweep
 from peft_align.launch.job import Worker
 from peft_align.launch.watch import State, observe

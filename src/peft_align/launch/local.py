@@ -21,7 +21,8 @@ from rich.live import Live
 from peft_align.config.launchers import Local
 from peft_align.errors import DISK_FAULTS
 from peft_align.grid.needs import processes
-from peft_align.grid.planner import Item, Planner, order, remade
+from peft_align.grid.order import order, remade
+from peft_align.grid.planner import Item, Planner
 from peft_align.grid.runs import STAGES, Sweep
 from peft_align.launch.job import SOME_FAILED
 from peft_align.launch.job_file import content

@@ -17,7 +17,8 @@ from pathlib import Path
 from peft_align.config.compose import config_dir
 from peft_align.config.launchers import Allocation, Slurm
 from peft_align.errors import Fault, InputError
-from peft_align.grid.planner import Item, Planner, order
+from peft_align.grid.order import order
+from peft_align.grid.planner import Item, Planner
 from peft_align.grid.resources import allocation, directives
 from peft_align.grid.runs import STAGES, Sweep
 from peft_align.grid.serialize import run_to_plain
