@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from sweeping import expand, finish_evaluation, finish_training, metric, plan, source, trained
 
-from peft_align.grid.order import order
 from peft_align.grid.planner import Item, adapter_digest, requests
 from peft_align.grid.runs import Run, Sweep
 from peft_align.store.records import Digests, read_json, write_json
@@ -243,12 +242,3 @@ def test_a_run_whose_parent_is_another_adapter_now_is_to_be_retrained(tmp_path: 
     write_json(of_parent.path / "train.json", record)
     trains = {item.run.id: item.to_make for item in plan(sweep, tmp_path)}
     assert trains[child.id] == f"retrain: its parent {parent.id} changed: was {digest[:12]}, is 0123456789ab"
-
-
-def test_parents_are_placed_before_children() -> None:
-    runs = expand("method=dpo,sft", "method.init=sft", "model=tiny", "seed=0,1").runs
-    backwards = [Item(run) for run in reversed(runs)]
-    placed = [item.run for item in order(backwards)]
-    assert sorted(run.id for run in placed) == sorted(run.id for run in runs)
-    names = [run.id for run in placed]
-    assert all(names.index(parent) < names.index(run.id) for run in placed for parent in run.parents)
