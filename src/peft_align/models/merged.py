@@ -6,7 +6,6 @@ The recipe is the inputs with their digests, the parameters and the seed: whoeve
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from peft_align.models.merging import (
     read_adapter,
 )
 from peft_align.models.provenance import provenance
-from peft_align.store.records import Digests, forget_damage, inventory, sync_tree, write_json
+from peft_align.store.records import Digests, forget_damage, inventory, remove_tree, sync_tree, write_json
 from peft_align.store.runs import FORMAT, RunDir
 
 ARITHMETIC = 1  # the version of models/merging.py; another one makes other scores
@@ -90,7 +89,7 @@ def save_merge(run: Run, directory: RunDir, base: Base, form: str) -> dict[str, 
     """
     place = directory.merged(form)
     fresh = place.with_name(f".{form}")
-    shutil.rmtree(fresh, ignore_errors=True)
+    remove_tree(fresh)  # a disk that refuses is told as such, not by what stands in the way then
     fresh.mkdir(parents=True)
     details: dict[str, Any] = {}
     if form == "adapter":
@@ -100,7 +99,7 @@ def save_merge(run: Run, directory: RunDir, base: Base, form: str) -> dict[str, 
             model.save_pretrained(fresh, safe_serialization=True)
             base.tokenizer.save_pretrained(fresh)
     sync_tree(fresh)
-    shutil.rmtree(place, ignore_errors=True)
+    remove_tree(place)
     fresh.replace(place)
     files = inventory(place, sorted(path.name for path in place.iterdir()), Digests())
     directory.check()
