@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -259,3 +262,28 @@ def test_an_effect_of_the_published_tables_is_what_scipy_says_of_the_csv() -> No
         "high": pytest.approx(high),
         "cells": 8,
     }
+
+
+VERDICTS = """
+import hashlib
+from peft_align.config.compose import ConfigSpace
+from peft_align.reporting.claims import claim_rows, evaluate, load_claims
+from peft_align.reporting.published import as_results
+space = ConfigSpace()
+found = [evaluate(as_results(space), claim) for claim in load_claims(space)]
+print(hashlib.sha256(repr(claim_rows(found, "published tables")).encode()).hexdigest())
+"""
+
+
+def test_every_process_draws_the_same_bootstrap_intervals() -> None:
+    """Sets have another order in each."""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", VERDICTS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1

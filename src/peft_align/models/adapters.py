@@ -77,16 +77,21 @@ def trainable_parameters(model: PeftModel) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def save_adapter(model: PeftModel, folder: Path, base_name: str) -> dict[str, Any]:
-    """Save the trained adapter alone (not a reference beside it) and return its files and digest."""
-    model.save_pretrained(
-        str(folder), selected_adapters=["default"], safe_serialization=True, save_embedding_layers=False
-    )
+def settle_config(folder: Path, base_name: str) -> None:
+    """Write adapter_config.json as every process and machine does."""
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_name  # not the folder of this machine
     config["target_modules"] = sorted(config["target_modules"])  # PEFT has a set: its order is another in each process
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def save_adapter(model: PeftModel, folder: Path, base_name: str) -> dict[str, Any]:
+    """Save the trained adapter alone (not a reference beside it) and return its files and digest."""
+    model.save_pretrained(
+        str(folder), selected_adapters=["default"], safe_serialization=True, save_embedding_layers=False
+    )
+    settle_config(folder, base_name)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     sync_tree(folder)
     names = sorted(p.name for p in folder.iterdir())

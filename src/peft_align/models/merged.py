@@ -23,6 +23,7 @@ from peft_align.config.schema import Arithmetic, Slerp
 from peft_align.errors import WorkError
 from peft_align.grid.planner import adapter_digest, asked_of
 from peft_align.grid.runs import Run
+from peft_align.models.adapters import settle_config
 from peft_align.models.loading import Base
 from peft_align.models.merging import (
     PREFIX,
@@ -176,9 +177,9 @@ def save_as_adapter(run: Run, directory: RunDir, base: Base, folder: Path) -> di
         r=rank,
         lora_alpha=rank,  # a scale of 1: the factors carry it
         target_modules=targets,
-        base_model_name_or_path=base.source["name"],
         inference_mode=True,
     ).save_pretrained(str(folder))
+    settle_config(folder, base.source["name"])
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return {"rank": rank, "relative_error": (lost / total) ** 0.5 if total else 0.0}
 

@@ -253,8 +253,8 @@ def pairs(results: Results, contrast: Contrast, measure: Measure, where: Where) 
     one = _differences(results, contrast, measure, where | contrast.more_with, moderators)
     other = _differences(results, contrast, measure, where | contrast.than_with, moderators)
     found: Pairs = {}
-    for key in one.keys() & other.keys():
-        for seed in one[key].keys() & other[key].keys():
+    for key in (key for key in one if key in other):  # in one order in every process: what is drawn depends on it
+        for seed in (seed for seed in one[key] if seed in other[key]):
             a, b = one[key][seed], other[key][seed]
             found.setdefault(key, {})[seed] = Pair(a.difference - b.difference, a.runs | b.runs)
     return found
@@ -275,7 +275,7 @@ def _differences(
     axes = [axis for axis in axes if axis not in lacking]
     ours, theirs = (_by_place(side, axes, [*named, *lacking]) for side in (left, right))
     found: Pairs = {}
-    for key, seed in ours.keys() & theirs.keys():
+    for key, seed in (place for place in ours if place in theirs):
         (one, of_one), (other, of_other) = ours[key, seed], theirs[key, seed]
         found.setdefault(key, {})[seed] = Pair(one - other, of_one | of_other)
     return found
