@@ -182,8 +182,10 @@ def content_of(path: Path) -> Any:
     if path.name == "results.csv":
         with path.open(newline="") as file:
             return [plain(row) for row in csv.DictReader(file)]
-    if path.suffix in (".parquet", ".npz", ".md"):
-        return None  # made of results.csv's rows; the order of what is in it
+    if path.suffix in (".parquet", ".npz", ".md", ".pdf"):
+        return None  # made of results.csv's rows; the order of what is in it; the date
+    if path.name in ("cost.csv", "report.html"):
+        return None  # what runs took, and when the page was written
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
