@@ -45,7 +45,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARAL
 OF_THE_CLOCK = {
     "seconds", "seconds_per_step", "tokens_per_second", "peak_memory_bytes", "finished", "provenance", "reference",
     "energy_joules", "joules", "created", "time", "host", "pid", "packed_with", "train_runtime", "seal",
-    "command", "config_dirs", "measured",
+    "command", "config_dirs", "measured", "disk",  # the last: whether free space is looked at before
 }  # fmt: skip
 TEMPORARY = re.compile(r"(?!runs/).*/\.[^/]*\.tmp")  # a killed writer leaves it; those of a run go when it is done
 BESIDE = re.compile(  # what a disturbed sweep may leave besides

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from peft_align.models.loading import load_base
 from peft_align.store.records import Digests, inventory, read_json, write_json
 from peft_align.store.runs import RunDir
 from peft_align.training.run import train
+from peft_align.training.state import find_state
 
 SMALL = (
     "model=tiny", "dataset=everyday", "train.max_steps=6", "train.batch_size=4", "train.micro_batch_size=2",
@@ -151,3 +154,22 @@ class Canary:
 
     def __reduce__(self) -> Any:
         return Path.touch, (self.place,)
+
+
+def test_what_is_left_of_an_attempt_and_cannot_be_removed_is_not_written_on_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no state to go on from, a run begins again; the steps of before would stand twice in its metrics."""
+    directory = RunDir(tmp_path, "run")
+    directory.attempt.mkdir(parents=True)
+    (directory.attempt / "metrics.jsonl").write_text("{}\n")
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(OSError, match="Input/output error"):
+            find_state(directory, {}, {1})
+    assert find_state(directory, {}, {1}) is None
+    assert not directory.attempt.exists()

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from peft_align.data.tokenization import TokenizedPair
 from peft_align.grid.runs import Run
 from peft_align.models.adapters import save_adapter
-from peft_align.store.records import atomic_write
+from peft_align.store.records import atomic_write, remove_tree
 from peft_align.store.runs import RunDir, step_name
 from peft_align.training import energy, processes
 from peft_align.training.engine import PackedTrainer
@@ -109,8 +109,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.steps and processes.is_main():
             folder = self.directory.attempt / "checkpoints" / step_name(state.global_step)
-            shutil.rmtree(folder, ignore_errors=True)
             with must_be_written(f"the checkpoint of step {state.global_step}"):
+                remove_tree(folder)
                 self.saved[str(state.global_step)] = save_adapter(self.model, folder, self.base_name)
 
     def _save_state(self) -> None:

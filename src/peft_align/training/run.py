@@ -40,7 +40,7 @@ from peft_align.models.adapters import (
 from peft_align.models.loading import Base
 from peft_align.models.packed_scoring import why_not_packed
 from peft_align.models.provenance import peak_memory, provenance
-from peft_align.store.records import link_tree, sha256, write_json
+from peft_align.store.records import link_tree, remove_tree, sha256, write_json
 from peft_align.store.references import References
 from peft_align.store.runs import FORMAT, RunDir, step_name
 from peft_align.training import dpo, packed, processes, sft
@@ -155,8 +155,8 @@ def train(
         return {}
     shutil.rmtree(directory.attempt / "scratch", ignore_errors=True)
     last, metrics = config.train.max_steps, directory.attempt / METRICS
-    shutil.rmtree(directory.attempt / "adapter", ignore_errors=True)  # a kill may have left one without a record
     with must_be_written("the adapter"):
+        remove_tree(directory.attempt / "adapter")  # a kill may have left one without a record
         link_tree(directory.attempt / "checkpoints" / step_name(last), directory.attempt / "adapter")
     record = {
         "format": FORMAT,

@@ -18,7 +18,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from peft_align.store.records import Damaged, atomic_write, read_json, sha256, sync, sync_tree, verify, write_json
+from peft_align.store.records import (
+    Damaged,
+    atomic_write,
+    read_json,
+    remove_tree,
+    sha256,
+    sync,
+    sync_tree,
+    verify,
+    write_json,
+)
 from peft_align.store.runs import FORMAT, RunDir, step_name
 from peft_align.training import processes
 
@@ -158,7 +168,7 @@ def find_state(
         return folder, record
     discard(directory.state)
     discard(directory.state.with_name("state.new"))  # of earlier versions
-    shutil.rmtree(directory.attempt, ignore_errors=True)
+    remove_tree(directory.attempt)  # or the new one would be written on to what is left of it
     return None
 
 
