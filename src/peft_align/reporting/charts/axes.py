@@ -85,7 +85,7 @@ def _heat(down: str, across: str, row: str, column: str) -> Spec:
     shade = alt.Color("shade:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=None)
     dark = {"condition": {"test": "datum.shade > 0.6", "value": "#000"}, "value": "#fff"}  # on the cells' own colours
     text = base.mark_text(fontSize=11).encode(text=alt.Text("score:Q", format=".3~g"))
-    spec = alt.layer(base.mark_rect().encode(color=shade), text, data=alt.NamedData("rows")).to_dict()
+    spec = alt.layer(base.mark_rect().encode(color=shade), text, data=alt.NamedData("rows")).to_dict(validate=False)
     spec["layer"][1]["encoding"]["color"] = dark
     spec["transform"] = [
         {"calculate": row, "as": "row"},

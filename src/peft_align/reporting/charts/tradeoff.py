@@ -218,7 +218,7 @@ def _chart(
             *(alt.Tooltip("of:Q", title="cells compared"), alt.Tooltip("among:N"), alt.Tooltip("seeds:Q")),
         ],
     )  # fmt: skip
-    spec = bare(alt.layer(seeds, across, up, means, line, rings).properties(height=HEIGHT).to_dict())
+    spec = bare(alt.layer(seeds, across, up, means, line, rings).properties(height=HEIGHT).to_dict(validate=False))
     own = [
         {"calculate": x, "as": "x"},
         {"calculate": y, "as": "y"},
