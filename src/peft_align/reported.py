@@ -146,9 +146,8 @@ def _of_one(asked: Asked, to: Path | None) -> Source:
     """The sweep of a command line, or the one that was started last."""
 
     def subject() -> Subject:
-        items = Planner(asked.root, asked.planner.mirror, keep=True).plan(
-            asked.sweep.runs
-        )  # nothing remembered of before
+        planner = Planner(asked.root, asked.planner.mirror, keep=True)  # nothing remembered of before
+        items = planner.plan(asked.sweep.runs)
         found = of_sweep(asked.space, asked.sweep, [Place(asked.root, items)], asked.folder)
         return elsewhere(replace(found, sweep=asked.sweep), to)
 

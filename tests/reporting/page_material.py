@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import altair
@@ -14,8 +14,10 @@ from sweeping import expand, shipped
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Run, Sweep
 from peft_align.reporting import findings, published
+from peft_align.reporting.figures import Figure
 from peft_align.reporting.findings import Findings
 from peft_align.reporting.page import Content
+from peft_align.reporting.provenance import Provenance
 from peft_align.reporting.table import Row
 
 STUDY = ("+grid=method",)
@@ -31,29 +33,6 @@ HOSTILE = [
 ]
 SPREAD = {"mmlu": 0.004, "bbh": 0.004, "alpaca_eval": 0.5, "real_toxicity": 0.4}
 LOG = "\n".join([*(f"step {n}: loss 0.{900 - n}" for n in range(18)), f"RuntimeError: {HOSTILE[1]}", HOSTILE[3][:20]])
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A figure as the page takes it."""
-
-    name: str
-    section: str
-    title: str
-    caption: str
-    spec: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Came:
-    """A provenance as the page takes it."""
-
-    packages: list[Row] = field(default_factory=list)
-    devices: list[Row] = field(default_factory=list)
-    datasets: list[Row] = field(default_factory=list)
-    commands: list[str] = field(default_factory=list)
-    sentences: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 def near_published(run: Run, benchmark: str, step: int) -> float | None:
@@ -111,7 +90,7 @@ def content(
         cost=[_cost(run) for run in runs],
         per_point=_per_point() if runs else [],
         failures=[_failure(run) for run in failed],
-        provenance=_provenance() if runs else Came(),
+        provenance=_provenance() if runs else Provenance(),
         written="2026-11-28 20:24 UTC",
     )
 
@@ -212,10 +191,10 @@ def _failure(run: Run) -> Row:
     return row | {"attempts": 2, "host": "node7", "log_end": LOG}
 
 
-def _provenance() -> Came:
+def _provenance() -> Provenance:
     versions = {"torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2", "trl": "1.16.0"}
     data: Row = {"use": "training", "pairs": "beavertails harmless", "name": "PKU-Alignment/PKU-SafeRLHF"}
-    return Came(
+    return Provenance(
         [{"package": name, "version": version, "runs": 164} for name, version in versions.items()],
         [{"stage": "training", "kind": "GPU", "device": "NVIDIA H100", "runs": 32}],
         [data | {"revision": "v0", "commit": None, "digest": "0f" * 32, "runs": 80}],
@@ -228,7 +207,7 @@ def _provenance() -> Came:
 # --- figures: small, of the kinds that the report has
 
 
-def _figures(found: Findings, rows: Sequence[Row], sweep: Sweep) -> list[Drawn]:
+def _figures(found: Findings, rows: Sequence[Row], sweep: Sweep) -> list[Figure]:
     main = [str(measure) for measure in found.results.main]
     drawn = [_coverage(found), _tradeoff(found, sweep), _effects(found)]
     drawn.append(_curves(rows))
@@ -238,7 +217,7 @@ def _figures(found: Findings, rows: Sequence[Row], sweep: Sweep) -> list[Drawn]:
     return drawn
 
 
-def _coverage(found: Findings) -> Drawn:
+def _coverage(found: Findings) -> Figure:
     counts = [
         {"value": f"{axis}={value}", "state": word, "runs": n}
         for (axis, value, word, _), n in found.coverage.counts.items()
@@ -254,10 +233,10 @@ def _coverage(found: Findings) -> Drawn:
             tooltip=["value:N", "state:N", "runs:Q"],
         )
     )
-    return Drawn("coverage", "coverage", "Runs by axis", "Bars are counts of runs.", chart.to_dict())
+    return Figure("coverage", "coverage", "Runs by axis", "Bars are counts of runs.", chart.to_dict())
 
 
-def _tradeoff(found: Findings, sweep: Sweep) -> Drawn:
+def _tradeoff(found: Findings, sweep: Sweep) -> Figure:
     first, second = (*found.results.main, *found.results.main)[:2]
     by_run: dict[str, dict[str, Any]] = {}
     for name, measure in (("x", first), ("y", second)):
@@ -278,10 +257,10 @@ def _tradeoff(found: Findings, sweep: Sweep) -> Drawn:
         )
     )
     caption = f"Each point is a run at its last step ({len(points)} runs)."
-    return Drawn("tradeoff", "tradeoff", f"{second} against {first}", caption, chart.to_dict())
+    return Figure("tradeoff", "tradeoff", f"{second} against {first}", caption, chart.to_dict())
 
 
-def _effects(found: Findings) -> Drawn:
+def _effects(found: Findings) -> Figure:
     effects = [
         {
             "comparison": f"{one.contrast.name}, {one.measure}",
@@ -297,20 +276,20 @@ def _effects(found: Findings) -> Drawn:
     rules = base.mark_rule().encode(x=altair.X("low:Q", title="difference"), x2="high:Q")
     points = base.mark_point(filled=True).encode(x="effect:Q", shape="result:N", tooltip=["comparison:N", "effect:Q"])
     chart = altair.layer(rules, points).properties(width="container")
-    return Drawn("comparisons", "comparisons", "Paired differences", "Bars are 95% t intervals.", chart.to_dict())
+    return Figure("comparisons", "comparisons", "Paired differences", "Bars are 95% t intervals.", chart.to_dict())
 
 
-def _curves(rows: Sequence[Row]) -> Drawn:
+def _curves(rows: Sequence[Row]) -> Figure:
     values = [{key: row[key] for key in ("run_id", "step", "value", "benchmark")} for row in rows]
     names = list(dict.fromkeys(row["benchmark"] for row in rows))
     score = altair.Y("value:Q").scale(zero=False)
     chart = altair.Chart(altair.Data(values=values), width="container").mark_point().encode(x="step:Q", y=score)
     chosen = {"name": "chosen", "value": names[0], "bind": {"input": "select", "options": names, "name": "Benchmark "}}
     spec = chart.to_dict() | {"params": [chosen], "transform": [{"filter": "datum.benchmark == chosen"}]}
-    return Drawn("steps", "curves", "Scores by step", "One point for each run.", spec)
+    return Figure("steps", "curves", "Scores by step", "One point for each run.", spec)
 
 
-def _published(found: Findings) -> Drawn:
+def _published(found: Findings) -> Figure:
     beside = [
         {"published": row["published"], "measured": row["measured"], "benchmark": row["benchmark"]}
         for row in found.beside
@@ -321,6 +300,6 @@ def _published(found: Findings) -> Drawn:
         .mark_point()
         .encode(x="published:Q", y="measured:Q", color="benchmark:N")
     )
-    return Drawn(
+    return Figure(
         "published-table2", "published", "Measured and published", "The diagonal is agreement.", chart.to_dict()
     )

@@ -15,6 +15,7 @@ from page_material import HOSTILE, SMALL, content
 
 from peft_align.reporting import page
 from peft_align.reporting.page import Content
+from peft_align.reporting.provenance import Provenance
 
 
 class Parsed(HTMLParser):
@@ -118,8 +119,9 @@ def test_names_logs_and_reasons_that_mean_harm_are_text(small: Content) -> None:
         details = {**small.details, run_id: {**small.details[run_id], "label": text, "reason": text}}
         rows = [{"run_id": run_id, "reason": text, "log_end": f"a\n{text}", text: text}]
         figure = dataclasses.replace(small.figures[0], title=text, caption=text)
+        came = Provenance(packages=rows, sentences=[text])
         harmed = dataclasses.replace(
-            small, title=text, details=details, failures=rows, cost=rows, figures=[figure], provenance={text: [text]}
+            small, title=text, details=details, failures=rows, cost=rows, figures=[figure], provenance=came
         )
         found = Parsed(page.render(harmed))
         assert len(found.scripts) == 5
@@ -129,7 +131,7 @@ def test_names_logs_and_reasons_that_mean_harm_are_text(small: Content) -> None:
 
 
 def test_what_is_written_can_be_written_and_read_again(small: Content, tmp_path: Path) -> None:
-    harmed = dataclasses.replace(small, title="half a \ud800 character", provenance={"a": ["\udfff"]})
+    harmed = dataclasses.replace(small, title="half a \ud800 character", provenance=Provenance(commands=["\udfff"]))
     path = page.write_page(harmed, tmp_path / "sweep")
     assert path == tmp_path / "sweep" / "report.html"
     assert "half a" in path.read_text(encoding="utf-8")
@@ -181,7 +183,7 @@ def test_a_sweep_of_which_nothing_is_done_says_so_in_every_section() -> None:
 
 
 def test_a_page_without_any_run_has_all_its_sections() -> None:
-    nothing = dataclasses.replace(content((*SMALL, "seed=0"), done=0), details={}, failures=[], provenance=None)
+    nothing = dataclasses.replace(content((*SMALL, "seed=0"), done=0), details={}, failures=[], provenance=Provenance())
     found = Parsed(page.render(nothing))
     assert len([tag for tag, _ in found.tags if tag == "section"]) == len(page.SECTIONS)
     assert "No run has anything to show yet." in " ".join(found.text)

@@ -15,10 +15,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from peft_align.reporting import page_tables, published
 from peft_align.reporting.comparisons import TOO_FEW
+from peft_align.reporting.figures import VEGA_LITE, Figure
 from peft_align.reporting.findings import (
     Findings,
     Sentence,
@@ -28,6 +29,7 @@ from peft_align.reporting.findings import (
     variance_sentences,
 )
 from peft_align.reporting.page_data import compact_answers, compact_details, embedded
+from peft_align.reporting.provenance import Provenance
 from peft_align.reporting.table import Row
 from peft_align.store.records import atomic_write
 from peft_align.terminal import shown
@@ -36,7 +38,6 @@ ASSETS = Path(__file__).parent / "assets"
 FILE = "report.html"
 FIRST = {"sentences": "What it was made on", "warnings": "Where runs differ in what should be the same"}
 GLOBALS = "window.vegaEmbed = vegaEmbed;"
-VEGA_LITE = "6.4"  # of those that vl-convert carries, the one that Altair's schema is of
 SCRIPTS = ("page.js", "charts.js", "run.js", "samples.js")  # in this order
 SECTIONS = {  # by anchor, in their order: heading, and its short form in the navigation
     "found": ("What was found", "Found"),
@@ -60,21 +61,6 @@ POLICY = (
 ENDS_A_SCRIPT = re.compile(r"</script|<!--", re.IGNORECASE)
 
 
-class Chart(Protocol):
-    """A figure as the page needs it: see figures.py."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def section(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def caption(self) -> str: ...
-    @property
-    def spec(self) -> dict[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class Content:
     """All that the page shows.
@@ -86,20 +72,20 @@ class Content:
         answers: prompts with the answers of several runs; see answers.py.
         cost, per_point: rows of cost.csv, and of what a point gained costs.
         failures: rows of failures.csv, each with the end of its log.
-        provenance: a dataclass or mapping of lists of texts and of rows, each shown under its name; None: nothing.
+        provenance: each of its fields is shown under its name.
         written: when, in UTC.
         left_out: runs that have no details and no cost here, since there are so many.
     """
 
     title: str
     found: Findings
-    figures: Sequence[Chart]
+    figures: Sequence[Figure]
     details: Mapping[str, Mapping[str, Any]]
     answers: Sequence[Mapping[str, Any]]
     cost: Sequence[Row]
     per_point: Sequence[Row]
     failures: Sequence[Row]
-    provenance: Any
+    provenance: Provenance
     written: str
     left_out: int = 0
 
@@ -280,11 +266,9 @@ def _failure(row: Row, labels: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _provenance(provenance: Any, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+def _provenance(provenance: Provenance, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     """Each field under its name, as rows or as texts; what people must know comes first."""
-    if provenance is None:
-        return []
-    fields = provenance if isinstance(provenance, Mapping) else dataclasses.asdict(provenance)
+    fields = dataclasses.asdict(provenance)
     parts = []
     for key in [*(key for key in FIRST if key in fields), *(key for key in fields if key not in FIRST)]:
         value = fields[key]
