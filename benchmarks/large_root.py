@@ -46,7 +46,7 @@ VERBS = {
     "plan": ["plan", "+grid=large"],
     "plan --json": ["plan", "+grid=large", "--json"],
     "report": ["report", "+grid=large"],
-    "report of 100 of them": ["report", "+grid=large", "seed=range(10)"],
+    "report of 10 of them": ["report", "+grid=large", "seed=0"],
     "sweep, nothing to do": ["sweep", "+grid=large"],
     "clean, nothing removed": ["clean"],
 }

@@ -76,3 +76,11 @@ class Sweep:
 
     def by_id(self) -> dict[str, Run]:
         return {run.id: run for run in self.runs}
+
+
+def value(run: Run, key: str) -> Any:
+    """The option of a group, or the value of a dotted setting."""
+    node: Any = run.choices.get(key, run.config)
+    for name in key.split(".") if key not in run.choices else ():
+        node = getattr(node, name, None)
+    return node

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-from peft_align.grid.runs import Run, Sweep
+from peft_align.grid.runs import Run, Sweep, value
 
 
 def united(sweeps: Sequence[Sweep]) -> Sweep:
@@ -45,10 +44,4 @@ def _both(one: Run, other: Run) -> Run:
 
 def _place(run: Run, keys: Sequence[str]) -> str:
     """A run's values of these settings, to be compared with those of a cell."""
-    found = []
-    for key in keys:
-        node: Any = run.choices.get(key, run.config)
-        for name in key.split(".") if key not in run.choices else ():
-            node = getattr(node, name, None)
-        found.append(node)
-    return repr(found)
+    return repr([value(run, key) for key in keys])

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peft_align.grid.cells import Excluded
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Sweep
-from peft_align.reporting.frame import Frame
-from peft_align.reporting.selection import value
+from peft_align.reporting.frame import Frame, frame_of
 from peft_align.reporting.table import NOT_TRAINED, Row
 
 DONE, FAILED, MISSING, EXCLUDED = "done", "failed", "missing", "excluded"
@@ -87,45 +87,40 @@ class Coverage:
 
 def coverage(sweep: Sweep, items: Sequence[Item]) -> Coverage:
     """Count the runs of a sweep; parents that it only needs are left out."""
+    states = {item.run.id: state(item) for item in items if not item.run.is_parent_only}
+    excluded = {repr(sorted(cell.values.items(), key=str)): cell for cell in sweep.excluded}
+    return _counted(frame_of(sweep), states, list(excluded.values()))
+
+
+def of_table(frame: Frame, table: Sequence[Row]) -> Coverage:
+    """What a table alone tells: the runs that have a row in it, as done."""
+    return _counted(frame, {row["run_id"]: (DONE, "") for row in table}, whole=False)
+
+
+def _counted(
+    frame: Frame, states: Mapping[str, tuple[str, str]], excluded: Sequence[Excluded] = (), *, whole: bool = True
+) -> Coverage:
+    """Count runs by their states and reasons, and excluded cells."""
     counts: Counter[tuple[str, str, str, str]] = Counter()
-    own = [item for item in items if not item.run.is_parent_only]
-    keys = [key for key in dict.fromkeys((*sweep.axis_keys, "seed")) if key != "inputs"]
-    trained = [item.run for item in own if item.run.kind not in NOT_TRAINED]
-    values = {run.id: {key: _shown(_value(run, key)) for key in keys} for run in trained}
+    own = [run for run in frame.runs if run.id in states]
+    keys = [key for key in dict.fromkeys((*frame.axis_keys, "seed")) if key != "inputs"]
+    values = {run.id: {key: _shown(run.value(key)) for key in keys} for run in own if run.kind not in NOT_TRAINED}
     varying = [key for key in keys if len({of[key] for of in values.values()}) > 1]
-    for item in own:
-        at, reason = state(item)
+    for run in own:
+        at, reason = states[run.id]
         counts[ALL, "", at, reason] += 1
-        counts["kind", item.run.kind, at, reason] += 1
-        for key in varying if item.run.id in values else ():
-            if values[item.run.id][key]:
-                counts[key, values[item.run.id][key], at, reason] += 1
-    for cell in {repr(sorted(cell.values.items(), key=str)): cell for cell in sweep.excluded}.values():
+        counts["kind", run.kind, at, reason] += 1
+        for key in varying if run.id in values else ():
+            if values[run.id][key]:
+                counts[key, values[run.id][key], at, reason] += 1
+    for cell in excluded:
         counts[ALL, "", EXCLUDED, cell.reason] += 1
         for key in varying:
             if key in cell.values:
                 counts[key, _shown(cell.values[key]), EXCLUDED, cell.reason] += 1
     order = {state: i for i, state in enumerate(STATES)}
-    return Coverage(dict(sorted(counts.items(), key=lambda entry: _order(entry[0], [ALL, "kind", *keys], order))))
-
-
-def of_table(frame: Frame, table: Sequence[Row]) -> Coverage:
-    """What a table alone tells: the runs that have a row in it, as done."""
-    ids = {row["run_id"] for row in table}
-    own = [run for run in frame.runs if run.id in ids]
-    keys = [key for key in dict.fromkeys((*frame.axis_keys, "seed")) if key != "inputs"]
-    values = {run.id: {key: _shown(run.value(key)) for key in keys} for run in own if run.kind not in NOT_TRAINED}
-    varying = [key for key in keys if len({of[key] for of in values.values()}) > 1]
-    counts: Counter[tuple[str, str, str, str]] = Counter()
-    for run in own:
-        counts[ALL, "", DONE, ""] += 1
-        counts["kind", run.kind, DONE, ""] += 1
-        for key in varying if run.id in values else ():
-            if values[run.id][key]:
-                counts[key, values[run.id][key], DONE, ""] += 1
-    order = {state: i for i, state in enumerate(STATES)}
     keyed = sorted(counts.items(), key=lambda entry: _order(entry[0], [ALL, "kind", *keys], order))
-    return Coverage(dict(keyed), whole=False)
+    return Coverage(dict(keyed), whole)
 
 
 def _order(key: tuple[str, str, str, str], axes: Sequence[str], states: Mapping[str, int]) -> tuple[Any, ...]:
@@ -138,10 +133,6 @@ def state(item: Item) -> tuple[str, str]:
     if item.done:
         return DONE, ""
     return (FAILED, item.failure) if item.failure else (MISSING, item.why)
-
-
-def _value(run: Any, key: str) -> Any:
-    return run.config.seed if key == "seed" else value(run, key)
 
 
 def _shown(found: Any) -> str:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from peft_align.config.schema import MAIN_AXES
 from peft_align.errors import Fault, InputError, suggest
 from peft_align.grid.planner import Item
-from peft_align.grid.runs import Run, Sweep
+from peft_align.grid.runs import Run, Sweep, value
 from peft_align.store.records import atomic_write, sealed_text
 from peft_align.store.runs import RunDir
 
@@ -78,14 +78,6 @@ def select(sweep: Sweep, items: Sequence[Item], root: Path, by: Sequence[str]) -
         best = candidates[0]
         found += [Candidate(best.group, best.settings, best.scores, best.runs, chosen=True), *candidates[1:]]
     return found
-
-
-def value(run: Run, key: str) -> Any:
-    """The option of a group, or the value of a dotted setting."""
-    node: Any = run.choices.get(key, run.config)
-    for name in key.split(".") if key not in run.choices else ():
-        node = getattr(node, name, None)
-    return node
 
 
 def _check(sweep: Sweep, items: Sequence[Item], runs: Sequence[Run], by: Sequence[str], settings: list[str]) -> None:
