@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from peft_align.reporting.told import number
 
 # Names that people read -> the names in metrics.jsonl.
 CURVES = {
@@ -49,7 +50,7 @@ def read_curves(path: Path, points: int = POINTS) -> tuple[dict[str, list[Point]
             continue
         for name, key in CURVES.items():
             if key in line:
-                found[name].append([line["step"], _finite(line[key])])
+                found[name].append([line["step"], number(line[key])])
     return {name: thinned(curve, points) for name, curve in found.items() if curve}, unread
 
 
@@ -61,12 +62,6 @@ def _line(raw: bytes) -> Mapping[str, Any] | None:
         return None
     is_step = isinstance(line, dict) and type(line.get("step")) is int
     return line if is_step else None
-
-
-def _finite(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def thinned(curve: Sequence[Point], points: int = POINTS) -> list[Point]:

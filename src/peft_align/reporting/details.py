@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from peft_align.reporting.cost import cost_of
 from peft_align.reporting.coverage import state
 from peft_align.reporting.curves import points_for, read_curves
 from peft_align.reporting.table import measured_on, shown_once
-from peft_align.reporting.told import Told, labels, told_of
+from peft_align.reporting.told import Told, labels, number, told_of
 from peft_align.terminal import shown
 
 
@@ -138,12 +137,8 @@ def _scores(told: Told) -> list[list[Any]]:
         record = scored.record
         judge = record.get("judge")
         for metric in record["metrics"]:
-            numbers = [_finite(metric.get(name)) for name in ("value", "stderr")]
+            numbers = [number(metric.get(name)) for name in ("value", "stderr")]
             name = shown_once(str(metric["name"]))
             place = [record["step"], shown_once(measured_on(told.run, record, metric)), name]
             found.append([*place, *numbers, metric["n"], shown_once(judge) if judge else None])
     return found
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
