@@ -129,6 +129,20 @@ def test_the_head_has_the_scores_and_gradients_of_a_softmax_whatever_its_chunks(
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_in_bf16_the_head_does_not_round_the_logits_that_carry_the_score(bias: bool) -> None:
+    torch.manual_seed(0)
+    last = torch.nn.Linear(64, 500, bias=bias).requires_grad_(False)
+    last.weight.mul_(32)
+    hidden, targets = torch.randn(100, 64).bfloat16(), torch.randint(0, 500, (100,))
+    exactly = torch.nn.functional.linear(hidden.float(), *(p.bfloat16().float() for p in last.parameters()))
+    expected = exactly.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    last.to(torch.bfloat16)
+    rounded = last(hidden).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    found = token_log_probs(hidden, last, targets)
+    assert (rounded - expected).square().mean().sqrt() > 20 * (found - expected).square().mean().sqrt()
+
+
 def test_where_no_gradient_is_wanted_none_is_kept() -> None:
     last = torch.nn.Linear(8, 50).requires_grad_(False)
     found = token_log_probs(torch.randn(3, 8), last, torch.tensor([1, 2, 3]))

@@ -2,6 +2,9 @@
 
 In backward nothing is computed again: while a position's logits are at hand, forward keeps the gradient of the score
 with respect to the hidden state, one vector a token. The head's weight must be frozen.
+
+Logits rounded to bf16 (by up to 0.06 at 20) would be half of what is off in the log-probability of a long response. So
+those that carry the score, the target's and the likeliest, are taken again in fp32: a few rows of the head a token.
 """
 
 from __future__ import annotations
@@ -12,6 +15,17 @@ import torch
 from torch.nn.functional import linear
 
 CHUNK = 2**25  # bytes of fp32 logits at a time
+LIKELIEST = 4  # tokens whose logits are taken in fp32; 8 and 16 leave as much of the error as 4
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+    """(N, vocabulary), fp32; exact where it matters when the rest is not."""
+    logits = linear(hidden, weight, bias).float()
+    if weight.dtype in (torch.float32, torch.float64):
+        return logits
+    tokens = torch.cat([logits.topk(min(LIKELIEST, len(weight)), sorted=False).indices, targets[:, None]], 1)
+    exact = (hidden.float()[:, None] * weight[tokens].float()).sum(-1)
+    return logits.scatter_(1, tokens, exact if bias is None else exact + bias[tokens].float())
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -24,7 +38,7 @@ class _TokenLogProbs(torch.autograd.Function):
         step = max(1, CHUNK // (4 * len(weight)))
         for at in range(0, len(targets), step):
             here = slice(at, at + step)
-            logits = linear(hidden[here], weight, bias).float()
+            logits = _logits(hidden[here], weight, bias, targets[here])
             picked = targets[here, None]
             likeliest = logits.amax(-1, keepdim=True)
             score = logits.gather(1, picked) - likeliest
