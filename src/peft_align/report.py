@@ -32,6 +32,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -83,7 +84,6 @@ def write(subject: Subject) -> str:
     open_items = told_whole(items)
     known = details(open_items, root, told)
     charts = figures.figures(found, table)
-    figures.write_figures(charts, folder)
     content = page.Content(
         title=frame.name,
         found=found,
@@ -97,7 +97,10 @@ def write(subject: Subject) -> str:
         provenance=provenance(items, root, told),
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
-    page.write_page(content, folder)
+    with ThreadPoolExecutor(1) as beside:  # the drawing is not Python's, and leaves the page another core
+        drawing = beside.submit(figures.write_figures, charts, folder)
+        page.write_page(content, folder)
+        drawing.result()
     warnings = data_warnings(told)
     sweep = subject.sweep
     if sweep is not None and isinstance(tracker := sweep.config.tracker, Wandb):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import traceback
@@ -38,6 +39,9 @@ def one_line(text: str) -> str:
 def shown(text: str) -> str:
     """The text as people may see it: without secrets, and plain."""
     return plain(redacted(text))
+
+
+shown_once = functools.lru_cache(maxsize=4096)(shown)  # names that thousands of rows share
 
 
 def say(text: object = "", *, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:

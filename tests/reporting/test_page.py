@@ -193,3 +193,31 @@ def test_a_figure_of_a_section_that_is_not_there_is_refused_instead_of_lost(smal
     lost = dataclasses.replace(small.figures[0], section="colours")
     with pytest.raises(ValueError, match="no section colours"):
         page.render(dataclasses.replace(small, figures=[lost]))
+
+
+def test_the_vega_bundle_is_built_once_and_again_where_what_was_kept_is_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    built = []
+
+    def build(snippet: str, vl_version: str) -> str:
+        built.append(snippet)
+        return "let vega;\n// ü\n"
+
+    monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path))
+    monkeypatch.setattr("vl_convert.javascript_bundle", build)
+    asked = page.vega.__wrapped__  # a process asks once
+    assert asked() == asked() == "let vega;\n// ü\n"
+    assert len(built) == 1
+    (kept,) = tmp_path.iterdir()
+    for damaged in (kept.read_bytes()[:-3], b"alert(1)", b"\xff", b""):
+        kept.write_bytes(damaged)
+        assert asked() == "let vega;\n// ü\n"
+    assert len(built) == 5
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda *_, **__: "let vega;")
+    assert page.vega.__wrapped__() == "let vega;"

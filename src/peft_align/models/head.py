@@ -18,7 +18,9 @@ CHUNK = 2**25  # bytes of fp32 logits at a time
 LIKELIEST = 4  # tokens whose logits are taken in fp32; 8 and 16 leave as much of the error as 4
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor) -> torch.Tensor:
+def _logits(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+) -> torch.Tensor:
     """(N, vocabulary), fp32; exact where it matters when the rest is not."""
     logits = linear(hidden, weight, bias).float()
     if weight.dtype in (torch.float32, torch.float64):

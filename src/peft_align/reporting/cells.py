@@ -51,7 +51,7 @@ class Value:
 
     def at(self, axes: Iterable[str]) -> tuple[Any, ...]:
         """What tells its cell from others, by these axes."""
-        return tuple(self.place.get(axis) for axis in axes)
+        return tuple(map(self.place.get, axes))
 
 
 @dataclass
@@ -77,12 +77,17 @@ class Results:
     def varying(self) -> list[str]:
         """The axes of which there is more than one value among the trained runs."""
         trained = [v.place for values in self.values.values() for v in values if v.place["kind"] == "train"]
-        return [axis for axis in self.axes if len({repr(place.get(axis)) for place in trained}) > 1]
+        return [axis for axis in self.axes if _differ([place.get(axis) for place in trained])]
 
     def measures(self, benchmark: str, metric: str | None = None) -> list[Measure]:
         """Those of one benchmark: its main ones, or of this metric; one for each judge."""
         named = self.values if metric else self.main
         return [m for m in named if m.benchmark == benchmark and metric in (None, plain(m.metric))]
+
+
+def _differ(values: Sequence[Any]) -> bool:
+    """Whether they are not all the same; 1, 1.0 and true are not."""
+    return any(value is not values[0] and repr(value) != repr(values[0]) for value in values)
 
 
 def plain(metric: str) -> str:
@@ -108,6 +113,20 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
     results = Results(axes=tuple(dict.fromkeys((*MAIN_AXES, *further, *MERGED))))
     results.parents = {run.id: run.parents for run in frame.runs if run.kind == "merge"}
     best: dict[tuple[Any, ...], Value] = {}
+    places: dict[tuple[Any, ...], Mapping[str, Any]] = {}  # what the rows of a run share, once
+
+    def place_of(row: Row) -> Mapping[str, Any]:
+        own = (row["run_id"], row["kind"], row["base"], *map(row.get, results.axes))
+        if own in places:
+            return places[own]
+        known, model = by_id.get(row["run_id"]), frame.models.get(row["model"], {})
+        place = {"kind": row["kind"], "base": row["base"]} | {axis: row.get(axis) for axis in results.axes}
+        if row["kind"] == "train" and known:
+            place |= {key: ",".join(map(str, v)) if isinstance(v := known.value(key), list) else v
+                      for key in asked if key not in place}  # fmt: skip
+        place |= {TUNED: model.get("instruction_tuned"), FAMILY: model.get("tuned_from") or row["model"]}
+        return places.setdefault(own, place)
+
     for row in table:
         if str(row["benchmark"]).endswith(VALIDATION) or row["value"] is None:
             continue
@@ -117,15 +136,9 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
         name = str(row["benchmark"]).partition("/")[0]
         known = by_id.get(row["run_id"])
         steps = (known.steps.get(name) if known else None) or (row["step"],)
-        model = frame.models.get(row["model"], {})
-        place = {"kind": row["kind"], "base": row["base"]} | {axis: row.get(axis) for axis in results.axes}
-        if row["kind"] == "train" and known:
-            place |= {key: ",".join(map(str, v)) if isinstance(v := known.value(key), list) else v
-                      for key in asked if key not in place}  # fmt: skip
-        place |= {TUNED: model.get("instruction_tuned"), FAMILY: model.get("tuned_from") or row["model"]}
         first, last = row["step"] == min(steps) < max(steps), row["step"] == max(steps)
         numbers = (float(row["value"]), row["stderr"], row["n"])
-        value = Value(row["run_id"], place, row["seed"], row["step"], first, last, *numbers)
+        value = Value(row["run_id"], place_of(row), row["seed"], row["step"], first, last, *numbers)
         measure = Measure(str(row["benchmark"]), str(row["metric"]), row["judge"])
         key = (measure, value.run_id, value.step, row["dataset"], row["preference"])
         if key not in best or (value.n or 0) > (best[key].n or 0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from peft_align.grid.cells import Excluded
@@ -34,10 +35,13 @@ class Coverage:
 
     def of(self, axis: str = ALL, value: str = "") -> Counter[str]:
         """Counts by state."""
-        found: Counter[str] = Counter()
-        for (own, at, state, _), n in self.counts.items():
-            if (own, at) == (axis, value):
-                found[state] += n
+        return Counter(self._by_value.get((axis, value), {}))
+
+    @cached_property
+    def _by_value(self) -> Mapping[tuple[str, str], Counter[str]]:
+        found: dict[tuple[str, str], Counter[str]] = {}
+        for (axis, value, state, _), n in self.counts.items():
+            found.setdefault((axis, value), Counter())[state] += n
         return found
 
     def reasons(self, state: str) -> Counter[str]:

@@ -14,9 +14,9 @@ from peft_align.grid.runs import Run
 from peft_align.reporting.cost import cost_of
 from peft_align.reporting.coverage import state
 from peft_align.reporting.curves import points_for, read_curves
-from peft_align.reporting.table import measured_on, shown_once
+from peft_align.reporting.table import measured_on
 from peft_align.reporting.told import Told, labels, number, told_of
-from peft_align.terminal import shown
+from peft_align.terminal import shown, shown_once
 
 
 def details(items: Sequence[Item], root: Path, told: Mapping[str, Told] | None = None) -> dict[str, dict[str, Any]]:

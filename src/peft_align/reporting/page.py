@@ -13,7 +13,9 @@ import functools
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from peft_align.reporting.findings import (
 from peft_align.reporting.page_data import compact_answers, compact_details, embedded
 from peft_align.reporting.provenance import Provenance
 from peft_align.reporting.table import Row
-from peft_align.store.records import atomic_write
+from peft_align.store.records import atomic_write, cache_dir
 from peft_align.terminal import shown
 
 ASSETS = Path(__file__).parent / "assets"
@@ -129,15 +131,31 @@ def render(content: Content) -> str:
 
 @functools.cache
 def vega() -> str:
-    """Vega, Vega-Lite and vega-embed as one script (0.9 MB); building it takes a second or two.
+    """Vega, Vega-Lite and vega-embed as one script (0.9 MB). Building it takes two seconds, so it is kept in the cache.
 
     Raises:
         ValueError: it holds what would end its element in an HTML file.
+        InputError: see store.records.cache_dir.
     """
     import vl_convert
 
-    made = vl_convert.javascript_bundle(GLOBALS, vl_version=VEGA_LITE)
-    return _checked(str(made), "the Vega bundle")
+    place = cache_dir() / f"vega-{version('vl-convert-python')}-{VEGA_LITE}.js"
+    kept = _kept(place)
+    if kept is not None:
+        return _checked(kept, str(place))
+    made = _checked(str(vl_convert.javascript_bundle(GLOBALS, vl_version=VEGA_LITE)), "the Vega bundle")
+    with suppress(OSError), atomic_write(place) as temporary:  # a cache that cannot be written costs two seconds
+        temporary.write_text(f"{digest(made)}\n{made}", encoding="utf-8", newline="")
+    return made
+
+
+def _kept(place: Path) -> str | None:
+    """A script that was kept behind a line with its digest; None if there is none, or it is damaged."""
+    try:
+        told, _, script = place.read_bytes().decode().partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return script if told == digest(script) else None
 
 
 def digest(script: str) -> str:

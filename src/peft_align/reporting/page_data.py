@@ -67,7 +67,7 @@ def compact_details(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     runs = {}
     for run_id, told in details.items():
         own = {key: _redacted(told.get(key)) for key in TOLD}
-        own["config"] = [settings.number([k, _redacted(v)]) for k, v in (told.get("config") or {}).items()]
+        own["config"] = [settings.number([k, v]) for k, v in (told.get("config") or {}).items()]
         own["curves"] = {
             name: [steps.number([step for step, _ in points]), [_short(value) for _, value in points]]
             for name, points in (told.get("curves") or {}).items()
@@ -78,7 +78,7 @@ def compact_details(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             for step, benchmark, metric, value, error, n, *judge in told.get("scores") or ()
         ]
         runs[run_id] = own
-    return {"settings": settings.values, "steps": steps.values, "names": names.values, "runs": runs}
+    return {"settings": _redacted(settings.values), "steps": steps.values, "names": names.values, "runs": runs}
 
 
 def _redacted(value: Any) -> Any:

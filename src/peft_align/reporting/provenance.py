@@ -13,7 +13,7 @@ from peft_align.reporting.table import Row
 from peft_align.reporting.told import Told, device, part, text, told_of
 from peft_align.store.records import read_json
 from peft_align.store.shapes import MANIFEST, wrong
-from peft_align.terminal import one_line, shown
+from peft_align.terminal import one_line, shown, shown_once
 
 NO_GPU = "No run of this sweep was made on a GPU: memory and speed are those of a CPU."
 STAGES = {"training": "trained", "evaluation": "evaluated", "judging": "judged"}
@@ -55,7 +55,7 @@ class _Counted:
         self.names, self.runs = names, dict[tuple[Any, ...], set[str]]()
 
     def add(self, run_id: str, *values: Any) -> None:
-        self.runs.setdefault(tuple(shown(v) if isinstance(v, str) else v for v in values), set()).add(run_id)
+        self.runs.setdefault(tuple(shown_once(v) if isinstance(v, str) else v for v in values), set()).add(run_id)
 
     def rows(self) -> list[Row]:
         order = sorted(self.runs, key=lambda values: [(v is None, str(v)) for v in values])

@@ -28,7 +28,6 @@ LAST = (
 FORMULA = ("=", "+", "-", "@", "\t")  # what a text may not begin with, or a spreadsheet computes it
 NOT_TRAINED = ("baseline", "external")
 Row = dict[str, Any]
-shown_once = functools.lru_cache(maxsize=4096)(shown)  # names that thousands of rows share
 
 
 def columns(sweep: Sweep | Frame) -> list[str]:
@@ -153,18 +152,23 @@ def _setting(config: Any, dotted: str) -> Any:
 def write_csv(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
     """Write the rows as CSV, numbers in full precision, atomically."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: _text(v) for k, v in row.items()} for row in table)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows([_text(row.get(name)) for name in names] for row in table)
 
 
 def _text(value: Any) -> Any:
+    if isinstance(value, str):
+        return _quoted(value)
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str):
-        value = shown_once(value)
-        return f"'{value}" if value.startswith(FORMULA) else value  # as spreadsheets mark a text
     return repr(value) if isinstance(value, float) else value
+
+
+@functools.lru_cache(maxsize=4096)  # names that thousands of rows share
+def _quoted(text: str) -> str:
+    text = shown(text)
+    return f"'{text}" if text.startswith(FORMULA) else text  # as spreadsheets mark a text
 
 
 TYPES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,7 +106,7 @@ class Told:
         return kept
 
     def _once(self, value: Any) -> Any:
-        return self.same.setdefault(json.dumps(value, sort_keys=True), value)
+        return self.same.setdefault(repr(value), value)
 
     def records(self) -> list[tuple[str, Mapping[str, Any]]]:
         """All records with what was done for them: training, merging, evaluation, judging."""

@@ -123,45 +123,59 @@ def sound(notes: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in notes.items() if key not in NOTES or wrong(value, NOTES[key]) is None}
 
 
-def wrong(value: Any, shape: Any, at: str = "") -> str | None:
+def wrong(value: Any, shape: Any) -> str | None:
     """What of a value is not of its shape, with its place; None if all of it is."""
+    found = _wrong(value, shape)
+    return None if found is None else f"{found[0].removeprefix('.') or 'it'} {found[1]}"
+
+
+def _wrong(value: Any, shape: Any) -> tuple[str, str] | None:
+    """The place and what is wrong there. Places are put together on the way back: most records have nothing wrong."""
     if shape is ANY or (isinstance(shape, Maybe) and value is None):
         return None
     if isinstance(shape, Maybe):
-        return wrong(value, shape.shape, at)
-    if isinstance(shape, (Each, dict)):
-        return _wrong_mapping(value, shape, at) if isinstance(value, Mapping) else f"{at or 'it'} is no mapping"
+        return _wrong(value, shape.shape)
+    if isinstance(shape, dict):
+        return _wrong_keys(value, shape) if isinstance(value, Mapping) else ("", "is no mapping")
+    if isinstance(shape, Each):
+        return _wrong_names(value, shape) if isinstance(value, Mapping) else ("", "is no mapping")
     if isinstance(shape, Items):
         if not isinstance(value, list):
-            return f"{at or 'it'} is no list"
-        told = (wrong(each, shape.shape, f"{at}[{i}]") for i, each in enumerate(value))
-        return next(filter(None, told), None)
-    return None if _is(value, shape) else f"{at or 'it'} is not {NAMES[shape]}"
-
-
-def _wrong_mapping(value: Mapping[str, Any], shape: Each | dict[str, Any], at: str) -> str | None:
-    before = f"{at}." if at else ""
-    if isinstance(shape, dict):
-        for key, inner in shape.items():
-            name = key.removesuffix("?")
-            if name not in value and name == key:
-                return f"{before}{name} is missing"
-            if name in value and (told := wrong(value[name], inner, f"{before}{name}")):
-                return told
+            return "", "is no list"
+        for i, each in enumerate(value):
+            if found := _wrong(each, shape.shape):
+                return f"[{i}]{found[0]}", found[1]
         return None
+    return None if _is(value, shape) else ("", f"is not {NAMES[shape]}")
+
+
+def _wrong_keys(value: Mapping[str, Any], shape: dict[str, Any]) -> tuple[str, str] | None:
+    for key, inner in shape.items():
+        name = key.removesuffix("?")
+        if name not in value:
+            if name == key:
+                return f".{name}", "is missing"
+        elif found := _wrong(value[name], inner):
+            return f".{name}{found[0]}", found[1]
+    return None
+
+
+def _wrong_names(value: Mapping[str, Any], shape: Each) -> tuple[str, str] | None:
     if shape.some and not value:
-        return f"{at} is empty"
+        return "", "is empty"
     if shape.whole and (odd := next((name for name in value if not (name.isascii() and name.isdigit())), None)):
-        return f"{before}{odd} is named after no whole number"
-    of_each = (wrong(each, shape.shape, f"{before}{name}") for name, each in value.items())
-    return next(filter(None, of_each), None)
+        return f".{odd}", "is named after no whole number"
+    for name, each in value.items():
+        if found := _wrong(each, shape.shape):
+            return f".{name}{found[0]}", found[1]
+    return None
 
 
 NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", FINITE: "a finite number"}
 
 
 def _is(value: Any, shape: Any) -> bool:
-    if shape is bool or shape is str:
+    if shape is str or shape is bool:
         return isinstance(value, shape)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False

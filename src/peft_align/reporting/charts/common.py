@@ -6,6 +6,7 @@ and shows what could be chosen side by side. Neither names a background or the c
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -159,7 +160,12 @@ def titles_of(results: Results, measures: Sequence[Measure]) -> tuple[dict[Measu
 
 def plain_text(value: Any) -> str:
     """A name as a chart shows it: one line without control characters."""
-    return one_line(shown(str(value)))
+    return _plain_text(str(value))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain_text(text: str) -> str:
+    return one_line(shown(text))
 
 
 def wrapped(text: str, width: int = LABEL) -> str:

@@ -126,8 +126,9 @@ def run_rows(results: Results, keys: Mapping[Measure, str], names: Mapping[str, 
         for value in results.values.get(measure, ()):
             if value.last:
                 at = (value.run_id, *value.at(("dataset", "preference")))
-                row = found.setdefault(at, _place(value.place, names) | {"run_id": value.run_id, "seed": value.seed})
-                row[key] = value.value
+                if at not in found:
+                    found[at] = _place(value.place, names) | {"run_id": value.run_id, "seed": value.seed}
+                found[at][key] = value.value
     return list(found.values())
 
 
@@ -137,9 +138,10 @@ def cell_rows(results: Results, keys: Mapping[Measure, str], names: Mapping[str,
     for cell in cells(results, keys):
         if cell.last:
             at = tuple(cell.place.get(axis) for axis in ("kind", "base", *results.axes))
-            row = found.setdefault(at, _place(cell.place, names))
+            if at not in found:
+                found[at] = _place(cell.place, names)
             key, mean = keys[cell.measure], cell.score
-            row |= {key: mean.mean, f"{key}_low": mean.low, f"{key}_high": mean.high, "seeds": mean.seeds}
+            found[at] |= {key: mean.mean, f"{key}_low": mean.low, f"{key}_high": mean.high, "seeds": mean.seeds}
     return list(found.values())
 
 
