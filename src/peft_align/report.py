@@ -76,29 +76,29 @@ def write(subject: Subject) -> str:
     with atomic_write(folder / "results.md") as temporary:
         temporary.write_text(summary, encoding="utf-8")
     found = findings.find_in(subject.space, questions, frame, subject.covered, table)
-    findings.write(found, folder)
-    took, failed = cost.cost_rows(items, root, table, told), failures.failure_rows(items, root, told)
-    write_csv(folder / "cost.csv", cost.COLUMNS, took)
-    write_csv(folder / "failures.csv", failures.FAILURES, failed)
-    prompts = answers(items, root, told=told)  # before the details, which tell what could not be read
-    open_items = told_whole(items)
-    known = details(open_items, root, told)
     charts = figures.figures(found, table)
-    content = page.Content(
-        title=frame.name,
-        found=found,
-        figures=charts,
-        answers=prompts,
-        details=known,
-        cost=[row for row in took if row["run_id"] in known],
-        left_out=len(items) - len(open_items),
-        per_point=cost.per_point(found, took),
-        failures=failed,
-        provenance=provenance(items, root, told),
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-    )
-    with ThreadPoolExecutor(1) as beside:  # the drawing is not Python's, and leaves the page another core
+    with ThreadPoolExecutor(1) as beside:  # the drawing is not Python's, and leaves the rest another core
         drawing = beside.submit(figures.write_figures, charts, folder)
+        findings.write(found, folder)
+        took, failed = cost.cost_rows(items, root, table, told), failures.failure_rows(items, root, told)
+        write_csv(folder / "cost.csv", cost.COLUMNS, took)
+        write_csv(folder / "failures.csv", failures.FAILURES, failed)
+        prompts = answers(items, root, told=told)  # before the details, which tell what could not be read
+        open_items = told_whole(items)
+        known = details(open_items, root, told)
+        content = page.Content(
+            title=frame.name,
+            found=found,
+            figures=charts,
+            answers=prompts,
+            details=known,
+            cost=[row for row in took if row["run_id"] in known],
+            left_out=len(items) - len(open_items),
+            per_point=cost.per_point(found, took),
+            failures=failed,
+            provenance=provenance(items, root, told),
+            written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        )
         page.write_page(content, folder)
         drawing.result()
     warnings = data_warnings(told)

@@ -280,16 +280,23 @@ def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:
     judges: dict[tuple[Any, ...], dict[tuple[str, Judge], None]] = {}  # several blocks may ask for several
     for scoring in run.scorings:
         asked = [(name, benchmark, conditions(benchmark, scoring)) for name, benchmark in scoring.benchmarks]
+        base = base_identity(run.config.model, scoring.base)
+        base |= {"weights": run.base_of(scoring.base)} if run.kind == "merge" else {}
         for step in scoring.steps:
+            adapter = None if record is None else scored_adapter(run, record, step)
+            exists = adapter is not None or run.kind == "baseline"
             for name, benchmark, content in asked:
-                key = request_key(run, content, scoring, step, record)
+                key = content | {"adapter": adapter, "base": base} if exists else None
                 request = Request(run.id, step, name, benchmark, scoring, key)
                 told = key or {**content, "base": scoring.base}
                 unique = (step, name, repr(told))
                 found.setdefault(unique, request)
                 own = ((option, judge) for judged, option, judge in scoring.judges if judged == name)
                 judges.setdefault(unique, {}).update(dict.fromkeys(own))
-    return [replace(request, judges=tuple(judges[unique])) for unique, request in found.items()]
+    return [
+        replace(request, judges=tuple(judges[unique])) if judges[unique] else request
+        for unique, request in found.items()
+    ]
 
 
 def conditions(benchmark: Benchmark, scoring: Scoring) -> dict[str, Any]:
@@ -345,21 +352,11 @@ def protocol(benchmark: Benchmark) -> dict[str, Any]:
     return own | {"prompt": short_hash(text, 64) if text is not None else None}
 
 
-def request_key(
-    run: Run, asked: dict[str, Any], scoring: Scoring, step: int, record: Mapping[str, Any] | None
-) -> dict[str, Any] | None:
-    """The key of an evaluation under these conditions, or None while its adapter does not exist."""
-    adapter, base = None, base_identity(run.config.model, scoring.base)
-    if run.kind == "train":
-        if record is None or str(step) not in record["checkpoints"]:
-            return None
-        adapter = record["checkpoints"][str(step)]["digest"]
-    elif run.kind in ("merge", "external"):
-        if record is None:
-            return None
-        adapter = record["digest"]
-        base |= {"weights": run.base_of(scoring.base)} if run.kind == "merge" else {}
-    return asked | {"adapter": adapter, "base": base}
+def scored_adapter(run: Run, record: Mapping[str, Any], step: int) -> str | None:
+    """The digest of the adapter that is scored at a step, by what made it; None where that did not save it."""
+    if run.kind != "train":
+        return str(record["digest"])
+    return record["checkpoints"][str(step)]["digest"] if str(step) in record["checkpoints"] else None
 
 
 @functools.cache

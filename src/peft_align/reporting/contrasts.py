@@ -238,7 +238,7 @@ Pairs = dict[tuple[Any, ...], dict[Any, Pair]]  # of each cell that both sides h
 def parts(results: Results, contrast: Contrast, measure: Measure) -> Iterator[tuple[Where, Pairs]]:
     """The contrast's pairs of one measure, for each combination of the values of `each`, which may be only one."""
     values = results.values.get(measure, [])
-    matched = [v for v in values if _matches(v, contrast.where | contrast.cells)]
+    matched = _matching(values, contrast.where | contrast.cells)
     combinations = dict.fromkeys(v.at(contrast.each) for v in matched) if contrast.each else [()]
     for combination in combinations:
         own = {key: [v] for key, v in zip(contrast.each, combination, strict=True)}
@@ -264,10 +264,10 @@ def _differences(
     results: Results, contrast: Contrast, measure: Measure, where: Where, moderators: Sequence[str]
 ) -> Pairs:
     values = results.values.get(measure, [])
-    left = [v for v in values if _matches(v, where | contrast.cells)]
+    left = _matching(values, where | contrast.cells)
     if isinstance(contrast.against, str):
         return _against_own(results, contrast.against, measure, left, _key_axes(results, {*moderators}))
-    right = [v for v in values if _matches(v, where | contrast.against)]
+    right = _matching(values, where | contrast.against)
     named = {*contrast.cells, *contrast.against, *moderators}
     axes = _key_axes(results, named)
     # a setting that one side's runs do not have (SFT has no method.beta) cannot be equal: the other side's mean counts
@@ -334,17 +334,19 @@ def _against_own(results: Results, against: str, measure: Measure, left: Sequenc
     return found
 
 
-def _matches(value: Value, where: Where) -> bool:
-    """Whether a value is of the cells; what is not said of the kind and the step is a training run's last step."""
-    merged = set(MERGED) & set(where)
-    kinds = where.get("kind", ["merge"] if merged else ["train"])
-    if value.place["kind"] not in kinds:
-        return False
+def _matching(values: Iterable[Value], where: Where) -> list[Value]:
+    """The values of these cells; what is not said of the kind and the step is a training run's last step."""
+    kinds = where.get("kind", ["merge"] if set(MERGED) & set(where) else ["train"])
     steps = where.get("step", ["last"])
-    if not (value.step in steps or (value.last and "last" in steps) or (value.first and "first" in steps)):
-        return False
-    return all(_told(value.place.get(key), allowed) for key, allowed in where.items() if key not in ("kind", "step"))
-
-
-def _told(own: Any, allowed: Sequence[Any]) -> bool:
-    return any(own == (",".join(map(str, v)) if isinstance(v, list) else v) for v in allowed)
+    asked = [
+        (key, [",".join(map(str, v)) if isinstance(v, list) else v for v in allowed])
+        for key, allowed in where.items()
+        if key not in ("kind", "step")
+    ]
+    found = []
+    for value in values:
+        place = value.place
+        at_step = value.step in steps or (value.last and "last" in steps) or (value.first and "first" in steps)
+        if at_step and place["kind"] in kinds and all(place.get(key) in allowed for key, allowed in asked):
+            found.append(value)
+    return found

@@ -98,8 +98,12 @@ class RunDir:
     def checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / step_name(step)
 
+    @cached_property
+    def _evaluations(self) -> Path:
+        return self.path / "evaluations"
+
     def evaluation(self, name: str) -> Path:
-        return self.path / "evaluations" / name
+        return self._evaluations / name
 
     def judgement(self, evaluation: str, name: str) -> Path:
         return self.evaluation(evaluation) / "judgements" / name
@@ -111,7 +115,7 @@ class RunDir:
         return read_record(self.path / "merge.json", MERGE)
 
     def evaluation_record(self, name: str) -> dict[str, Any] | None:
-        return read_record(self.evaluation(name) / "record.json", EVALUATION)
+        return read_record(self._evaluations.joinpath(name, "record.json"), EVALUATION)
 
     def judgement_record(self, evaluation: str, name: str) -> dict[str, Any] | None:
         return read_record(self.judgement(evaluation, name) / "record.json", JUDGEMENT)

@@ -124,7 +124,7 @@ def sound(notes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def wrong(value: Any, shape: Any) -> str | None:
-    """What of a value is not of its shape, with its place; None if all of it is."""
+    """What of a value, as JSON is read, is not of its shape, with its place; None if all of it is."""
     found = _wrong(value, shape)
     return None if found is None else f"{found[0].removeprefix('.') or 'it'} {found[1]}"
 
@@ -136,9 +136,9 @@ def _wrong(value: Any, shape: Any) -> tuple[str, str] | None:
     if isinstance(shape, Maybe):
         return _wrong(value, shape.shape)
     if isinstance(shape, dict):
-        return _wrong_keys(value, shape) if isinstance(value, Mapping) else ("", "is no mapping")
+        return _wrong_keys(value, shape) if isinstance(value, dict) else ("", "is no mapping")
     if isinstance(shape, Each):
-        return _wrong_names(value, shape) if isinstance(value, Mapping) else ("", "is no mapping")
+        return _wrong_names(value, shape) if isinstance(value, dict) else ("", "is no mapping")
     if isinstance(shape, Items):
         if not isinstance(value, list):
             return "", "is no list"
@@ -149,7 +149,7 @@ def _wrong(value: Any, shape: Any) -> tuple[str, str] | None:
     return None if _is(value, shape) else ("", f"is not {NAMES[shape]}")
 
 
-def _wrong_keys(value: Mapping[str, Any], shape: dict[str, Any]) -> tuple[str, str] | None:
+def _wrong_keys(value: dict[str, Any], shape: dict[str, Any]) -> tuple[str, str] | None:
     for key, inner in shape.items():
         name = key.removesuffix("?")
         if name not in value:
@@ -160,7 +160,7 @@ def _wrong_keys(value: Mapping[str, Any], shape: dict[str, Any]) -> tuple[str, s
     return None
 
 
-def _wrong_names(value: Mapping[str, Any], shape: Each) -> tuple[str, str] | None:
+def _wrong_names(value: dict[str, Any], shape: Each) -> tuple[str, str] | None:
     if shape.some and not value:
         return "", "is empty"
     if shape.whole and (odd := next((name for name in value if not (name.isascii() and name.isdigit())), None)):
