@@ -58,9 +58,9 @@ def tradeoff_figures(results: Results, fronts: Sequence[Row]) -> list[Figure]:
         {"name": "titles", "value": titles},
     ]
     one, other = pair
-    sheet = _chart(
-        f"datum.{one}", f"datum.{other}", f"datum.{colour}", titles[one], titles[other], _shown({}, front), (one, other)
-    )
+    sides = f"datum.{one}", f"datum.{other}", f"datum.{colour}", titles[one], titles[other]
+    alike = names.get(colour, "method") == "method"  # colours tell what shapes do
+    sheet = _chart(*sides, _shown({}, front), (one, other), one_legend=alike)
     small = {"runs": _only(runs, pair), "cells": _only(means, pair)}
     small["front"] = [r for r in front if (r["first"], r["second"]) == pair]
     return [
@@ -176,7 +176,15 @@ def _shown(names: Mapping[str, str], front: Sequence[Row]) -> tuple[str, str]:
 
 
 def _chart(
-    x: str, y: str, colour: str, first: str, second: str, shown: tuple[str, str], pair: tuple[str, str] | None = None
+    x: str,
+    y: str,
+    colour: str,
+    first: str,
+    second: str,
+    shown: tuple[str, str],
+    pair: tuple[str, str] | None = None,
+    *,
+    one_legend: bool = False,
 ) -> Spec:
     """The layers: seeds, intervals, cell means, front.
 
@@ -185,13 +193,14 @@ def _chart(
         first, second: axis titles.
         shown: which rows, and which of the fronts.
         pair: the keys of the measures; None where they are chosen.
+        one_legend: colours and shapes are of the same field, and share a legend; else each says what it is of.
     """
     places = (
         alt.X("x:Q", title=first, scale=alt.Scale(zero=False)),
         alt.Y("y:Q", title=second, scale=alt.Scale(zero=False)),
     )
-    shades = alt.Color("shade:N", title=None)
-    kinds = alt.Shape("kind:N", title=None)
+    shades = alt.Color("kind:N", title=None) if one_legend else alt.Color("shade:N", title="colour")
+    kinds = alt.Shape("kind:N", title=None if one_legend else "shape")
     told = [alt.Tooltip("label:N", title="cell"), alt.Tooltip("x:Q", format=".4~g"), alt.Tooltip("y:Q", format=".4~g")]
     ends = [alt.Tooltip(f"{axis}_{end}:Q", format=".4~g") for axis in "xy" for end in ("low", "high")]
 
