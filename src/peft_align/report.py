@@ -149,7 +149,9 @@ def verb(argv: list[str]) -> int:
 def main() -> int:
     """Entry point."""
     gc.disable()  # records by the ten thousand, all in use: collections would pass over them again and again
-    return run_verb(verb, __doc__)
+    code = run_verb(verb, __doc__)
+    gc.freeze()  # the interpreter's end would pass over them too
+    return code
 
 
 if __name__ == "__main__":
