@@ -78,7 +78,7 @@ def write(subject: Subject) -> str:
     found = findings.find_in(subject.space, questions, frame, subject.covered, table)
     charts = figures.figures(found, table)
     with ThreadPoolExecutor(1) as beside:  # the drawing is not Python's, and leaves the rest another core
-        drawing = beside.submit(figures.write_figures, charts, folder)
+        drawing = beside.submit(figures.draw, charts)
         findings.write(found, folder)
         took, failed = cost.cost_rows(items, root, table, told), failures.failure_rows(items, root, told)
         write_csv(folder / "cost.csv", cost.COLUMNS, took)
@@ -100,7 +100,7 @@ def write(subject: Subject) -> str:
             written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         )
         page.write_page(content, folder)
-        drawing.result()
+        figures.write_figures(drawing.result(), folder)
     warnings = data_warnings(told)
     sweep = subject.sweep
     if sweep is not None and isinstance(tracker := sweep.config.tracker, Wandb):

@@ -22,7 +22,7 @@ from peft_align.reporting.charts import common
 from peft_align.reporting.charts.common import PALETTE, wrapped
 from peft_align.reporting.charts.curves import setting_rows
 from peft_align.reporting.comparisons import TOO_FEW
-from peft_align.reporting.figures import VEGA_LITE, Figure, figures, write_figures
+from peft_align.reporting.figures import VEGA_LITE, Figure, draw, figures, write_figures
 from peft_align.reporting.findings import Findings
 from peft_align.reporting.table import Row
 
@@ -229,7 +229,7 @@ def test_parts_of_claims_are_drawn_by_verdict(study: Study, drawn: dict[str, Fig
 def test_files_have_their_texts_and_those_of_an_earlier_state_go(drawn: dict[str, Figure], tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "old.svg").write_text("of yesterday")
-    write_figures([drawn["tradeoff"]], tmp_path)
+    write_figures(draw([drawn["tradeoff"]]), tmp_path)
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == ["tradeoff.pdf", "tradeoff.svg"]
     text = (tmp_path / "figures" / "tradeoff.svg").read_text(encoding="utf-8")
     assert "mmlu acc (higher is better)</text>" in text
@@ -253,7 +253,7 @@ def test_what_a_name_holds_stays_data(study: Study, tmp_path: Path) -> None:
             written = [node.get(key) for key in ("calculate", "expr", "test", "filter")]
             assert not any("script" in str(expression) for expression in written), figure.name
         assert re.fullmatch(r"[a-z0-9-]+", figure.name)
-    write_figures([f for f in evil if f.section == "comparisons"], tmp_path)
+    write_figures(draw([f for f in evil if f.section == "comparisons"]), tmp_path)
     (path,) = (tmp_path / "figures").glob("*.svg")
     assert "<script" not in path.read_text(encoding="utf-8")
     assert "&lt;script&gt;" in path.read_text(encoding="utf-8")

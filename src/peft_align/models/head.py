@@ -3,8 +3,8 @@
 In backward nothing is computed again: while a position's logits are at hand, forward keeps the gradient of the score
 with respect to the hidden state, one vector a token. The head's weight must be frozen.
 
-Logits rounded to bf16 (by up to 0.06 at 20) would be half of what is off in the log-probability of a long response. So
-those that carry the score, the target's and the likeliest, are taken again in fp32: a few rows of the head a token.
+Logits rounded to bf16 (by up to 0.06 at 20) would bring half of the variance in the log-probability of a long response.
+Those that carry the score, the target's and the likeliest, are taken again in fp32: a few rows of the head a token.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Drawn by Vega-Altair and vl-convert, without a browser and without a network.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peft_align.reporting.charts.axes import heat_figures, variance_figures
@@ -20,7 +20,7 @@ from peft_align.reporting.findings import Findings
 from peft_align.reporting.table import Row
 from peft_align.store.records import atomic_write
 
-__all__ = ["Figure", "figures", "write_figures"]
+__all__ = ["Figure", "draw", "figures", "write_figures"]
 VEGA_LITE = "6.4"  # of those that vl-convert carries, the one that Altair's schema is of
 
 
@@ -44,15 +44,22 @@ def figures(found: Findings, table: Sequence[Row]) -> list[Figure]:
     ]
 
 
-def write_figures(figures: Sequence[Figure], folder: Path) -> None:
-    """Write figures/NAME.svg and .pdf under a folder; what an earlier state had there is removed."""
+def draw(figures: Sequence[Figure]) -> dict[str, bytes]:
+    """Each figure as NAME.svg and NAME.pdf. Touches no file, so that it may run beside what does."""
     import vl_convert
 
+    drawn = {}
+    for one in figures:
+        picture = vl_convert.vegalite_to_svg(one.filed, vl_version=VEGA_LITE, allowed_base_urls=[])
+        drawn[f"{one.name}.svg"] = picture.encode()
+        drawn[f"{one.name}.pdf"] = vl_convert.svg_to_pdf(picture)
+    return drawn
+
+
+def write_figures(drawn: Mapping[str, bytes], folder: Path) -> None:
+    """Write what was drawn into figures/ under a folder; what an earlier state had there is removed."""
     target = folder / "figures"
     shutil.rmtree(target, ignore_errors=True)
-    for one in figures:
-        drawn = vl_convert.vegalite_to_svg(one.filed, vl_version=VEGA_LITE, allowed_base_urls=[])
-        with atomic_write(target / f"{one.name}.svg") as temporary:
-            temporary.write_text(drawn, encoding="utf-8")
-        with atomic_write(target / f"{one.name}.pdf") as temporary:
-            temporary.write_bytes(vl_convert.svg_to_pdf(drawn))
+    for name, content in drawn.items():
+        with atomic_write(target / name) as temporary:
+            temporary.write_bytes(content)

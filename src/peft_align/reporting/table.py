@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from peft_align.reporting.frame import KEY, Frame, frame_of, to_plain
 from peft_align.reporting.statistics import t_interval
 from peft_align.reporting.told import Told, told_of
 from peft_align.store.records import atomic_write
-from peft_align.terminal import one_line, shown
+from peft_align.terminal import one_line, shown, shown_once
 
 FIRST = ("run_id", "kind", *MAIN_AXES, "base")
 LAST = (
@@ -152,23 +151,18 @@ def _setting(config: Any, dotted: str) -> Any:
 def write_csv(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
     """Write the rows as CSV, numbers in full precision, atomically."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows([_text(row.get(name)) for name in names] for row in table)
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: _text(v) for k, v in row.items()} for row in table)
 
 
 def _text(value: Any) -> Any:
     if isinstance(value, str):
-        return _quoted(value)
+        value = shown_once(value)
+        return f"'{value}" if value.startswith(FORMULA) else value  # as spreadsheets mark a text
     if isinstance(value, bool):
         return str(value).lower()
     return repr(value) if isinstance(value, float) else value
-
-
-@functools.lru_cache(maxsize=4096)  # names that thousands of rows share
-def _quoted(text: str) -> str:
-    text = shown(text)
-    return f"'{text}" if text.startswith(FORMULA) else text  # as spreadsheets mark a text
 
 
 TYPES = {

@@ -6,7 +6,6 @@ and shows what could be chosen side by side. Neither names a background or the c
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import altair as alt
 
 from peft_align.reporting.cells import Measure, Results
 from peft_align.reporting.table import Row
-from peft_align.terminal import one_line, shown
+from peft_align.terminal import one_line, shown_once
 
 Spec = dict[str, Any]
 Build = Callable[[str], alt.LayerChart]  # of the title of the score's axis
@@ -160,12 +159,7 @@ def titles_of(results: Results, measures: Sequence[Measure]) -> tuple[dict[Measu
 
 def plain_text(value: Any) -> str:
     """A name as a chart shows it: one line without control characters."""
-    return _plain_text(str(value))
-
-
-@functools.lru_cache(maxsize=4096)
-def _plain_text(text: str) -> str:
-    return one_line(shown(text))
+    return one_line(shown_once(str(value)))
 
 
 def wrapped(text: str, width: int = LABEL) -> str:
