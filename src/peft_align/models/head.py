@@ -26,7 +26,8 @@ def _logits(
     if weight.dtype in (torch.float32, torch.float64):
         return logits
     tokens = torch.cat([logits.topk(min(LIKELIEST, len(weight)), sorted=False).indices, targets[:, None]], 1)
-    exact = (hidden.float()[:, None] * weight[tokens].float()).sum(-1)
+    wide = hidden.float()
+    exact = torch.stack([weight[token].float().mul_(wide).sum(-1) for token in tokens.T], 1)  # one row a token at a time
     return logits.scatter_(1, tokens, exact if bias is None else exact + bias[tokens].float())
 
 
