@@ -69,16 +69,15 @@ def write(subject: Subject) -> str:
     questions = findings.load_questions(subject.space)
     frame, table, folder = subject.frame, subject.table, subject.folder
     items, told, root = subject.items, subject.told, subject.root
-    names = columns(frame)
-    summary = markdown(frame, table)
-    write_csv(folder / "results.csv", names, table)
-    write_parquet(folder / "results.parquet", names, table, frame)
-    with atomic_write(folder / "results.md") as temporary:
-        temporary.write_text(summary, encoding="utf-8")
+    names, summary = columns(frame), markdown(frame, table)
     found = findings.find_in(subject.space, questions, frame, subject.covered, table)
     charts = figures.figures(found, table)
-    with ThreadPoolExecutor(1) as beside:  # the drawing is not Python's, and leaves the rest another core
+    with ThreadPoolExecutor(1) as beside:  # it waits for a process that draws, on another core
         drawing = beside.submit(figures.draw, charts)
+        write_csv(folder / "results.csv", names, table)
+        write_parquet(folder / "results.parquet", names, table, frame)
+        with atomic_write(folder / "results.md") as temporary:
+            temporary.write_text(summary, encoding="utf-8")
         findings.write(found, folder)
         took, failed = cost.cost_rows(items, root, table, told), failures.failure_rows(items, root, told)
         write_csv(folder / "cost.csv", cost.COLUMNS, took)

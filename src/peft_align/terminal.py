@@ -41,7 +41,7 @@ def shown(text: str) -> str:
     return plain(redacted(text))
 
 
-shown_once = functools.lru_cache(maxsize=4096)(shown)  # names that thousands of rows share
+shown_once = functools.lru_cache(maxsize=2**16)(shown)  # names that thousands of rows share
 
 
 def say(text: object = "", *, end: str = "\n", file: TextIO | None = None, flush: bool = False) -> None:

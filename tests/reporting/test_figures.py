@@ -22,7 +22,8 @@ from peft_align.reporting.charts import common
 from peft_align.reporting.charts.common import PALETTE, wrapped
 from peft_align.reporting.charts.curves import setting_rows
 from peft_align.reporting.comparisons import TOO_FEW
-from peft_align.reporting.figures import VEGA_LITE, Figure, draw, figures, write_figures
+from peft_align.reporting.drawing import VEGA_LITE
+from peft_align.reporting.figures import Figure, draw, figures, write_figures
 from peft_align.reporting.findings import Findings
 from peft_align.reporting.table import Row
 

@@ -288,8 +288,7 @@ def requests(run: Run, record: Mapping[str, Any] | None) -> list[Request]:
             for name, benchmark, content in asked:
                 key = content | {"adapter": adapter, "base": base} if exists else None
                 request = Request(run.id, step, name, benchmark, scoring, key)
-                told = key or {**content, "base": scoring.base}
-                unique = (step, name, repr(told))
+                unique = (step, name, request.name if key else repr((content, scoring.base)))
                 found.setdefault(unique, request)
                 own = ((option, judge) for judged, option, judge in scoring.judges if judged == name)
                 judges.setdefault(unique, {}).update(dict.fromkeys(own))

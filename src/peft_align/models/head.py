@@ -26,8 +26,8 @@ def _logits(
     if weight.dtype in (torch.float32, torch.float64):
         return logits
     tokens = torch.cat([logits.topk(min(LIKELIEST, len(weight)), sorted=False).indices, targets[:, None]], 1)
-    wide = hidden.float()
-    exact = torch.stack([weight[token].float().mul_(wide).sum(-1) for token in tokens.T], 1)  # one row a token at a time
+    wide = hidden.float()  # and one row of the head a token at a time: five at once would be more than the logits
+    exact = torch.stack([weight[token].float().mul_(wide).sum(-1) for token in tokens.T], 1)
     return logits.scatter_(1, tokens, exact if bias is None else exact + bias[tokens].float())
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft_align.config.schema import MAIN_AXES
 from peft_align.grid.runs import Sweep
 from peft_align.reporting.frame import Frame, frame_of
 from peft_align.reporting.statistics import Score, score
-from peft_align.reporting.table import FIRST, LAST, Row
+from peft_align.reporting.table import FIRST, LAST, Row, differ
 
 MERGED = ("merge", "inputs")
 TUNED, FAMILY = "model.instruction_tuned", "family"  # what a model's option says; its pre-trained model, or itself
@@ -30,8 +30,7 @@ class Measure:
         return f"{self.benchmark} {self.metric}" + (f" ({self.judge})" if self.judge else "")
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """One measure of one checkpoint of one run.
 
     Attributes:
@@ -77,17 +76,12 @@ class Results:
     def varying(self) -> list[str]:
         """The axes of which there is more than one value among the trained runs."""
         trained = [v.place for values in self.values.values() for v in values if v.place["kind"] == "train"]
-        return [axis for axis in self.axes if _differ([place.get(axis) for place in trained])]
+        return [axis for axis in self.axes if differ([place.get(axis) for place in trained])]
 
     def measures(self, benchmark: str, metric: str | None = None) -> list[Measure]:
         """Those of one benchmark: its main ones, or of this metric; one for each judge."""
         named = self.values if metric else self.main
         return [m for m in named if m.benchmark == benchmark and metric in (None, plain(m.metric))]
-
-
-def _differ(values: Sequence[Any]) -> bool:
-    """Whether they are not all the same; 1, 1.0 and true are not."""
-    return any(value is not values[0] and repr(value) != repr(values[0]) for value in values)
 
 
 def plain(metric: str) -> str:
@@ -113,6 +107,7 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
     results = Results(axes=tuple(dict.fromkeys((*MAIN_AXES, *further, *MERGED))))
     results.parents = {run.id: run.parents for run in frame.runs if run.kind == "merge"}
     best: dict[tuple[Any, ...], Value] = {}
+    measures: dict[tuple[str, str, str | None], Measure] = {}
     places: dict[tuple[Any, ...], Mapping[str, Any]] = {}  # what the rows of a run share, once
 
     def place_of(row: Row) -> Mapping[str, Any]:
@@ -139,13 +134,15 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
         first, last = row["step"] == min(steps) < max(steps), row["step"] == max(steps)
         numbers = (float(row["value"]), row["stderr"], row["n"])
         value = Value(row["run_id"], place_of(row), row["seed"], row["step"], first, last, *numbers)
-        measure = Measure(str(row["benchmark"]), str(row["metric"]), row["judge"])
-        key = (measure, value.run_id, value.step, row["dataset"], row["preference"])
+        named = (str(row["benchmark"]), str(row["metric"]), row["judge"])
+        if named not in measures:
+            measures[named] = Measure(*named)
+            results.better[measures[named]] = row["higher_is_better"]
+        key = (named, value.run_id, value.step, row["dataset"], row["preference"])
         if key not in best or (value.n or 0) > (best[key].n or 0):
             best[key] = value
-        results.better.setdefault(measure, row["higher_is_better"])
-    for (measure, *_), value in best.items():
-        results.values.setdefault(measure, []).append(value)
+    for (named, *_), value in best.items():
+        results.values.setdefault(measures[named], []).append(value)
     for measure in results.values:
         wanted = (*frame.metrics.get(measure.benchmark.partition("/")[0], ()), "*")[0]
         if results.better[measure] is not None and (wanted == "*" or plain(measure.metric) == wanted):

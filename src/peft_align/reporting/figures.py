@@ -16,12 +16,12 @@ from peft_align.reporting.charts.curves import sample_figures, setting_figures
 from peft_align.reporting.charts.forest import claim_figures, comparison_figures
 from peft_align.reporting.charts.published import published_figures
 from peft_align.reporting.charts.tradeoff import tradeoff_figures
+from peft_align.reporting.drawing import drawn
 from peft_align.reporting.findings import Findings
 from peft_align.reporting.table import Row
 from peft_align.store.records import atomic_write
 
 __all__ = ["Figure", "draw", "figures", "write_figures"]
-VEGA_LITE = "6.4"  # of those that vl-convert carries, the one that Altair's schema is of
 
 
 def figures(found: Findings, table: Sequence[Row]) -> list[Figure]:
@@ -45,21 +45,14 @@ def figures(found: Findings, table: Sequence[Row]) -> list[Figure]:
 
 
 def draw(figures: Sequence[Figure]) -> dict[str, bytes]:
-    """Each figure as NAME.svg and NAME.pdf. Touches no file, so that it may run beside what does."""
-    import vl_convert
-
-    drawn = {}
-    for one in figures:
-        picture = vl_convert.vegalite_to_svg(one.filed, vl_version=VEGA_LITE, allowed_base_urls=[])
-        drawn[f"{one.name}.svg"] = picture.encode()
-        drawn[f"{one.name}.pdf"] = vl_convert.svg_to_pdf(picture)
-    return drawn
+    """Each figure as NAME.svg and NAME.pdf. Touches no file, so that a thread may wait for it. Raises WorkError."""
+    return drawn({one.name: one.filed for one in figures}) if figures else {}
 
 
-def write_figures(drawn: Mapping[str, bytes], folder: Path) -> None:
+def write_figures(pictures: Mapping[str, bytes], folder: Path) -> None:
     """Write what was drawn into figures/ under a folder; what an earlier state had there is removed."""
     target = folder / "figures"
     shutil.rmtree(target, ignore_errors=True)
-    for name, content in drawn.items():
+    for name, content in pictures.items():
         with atomic_write(target / name) as temporary:
             temporary.write_bytes(content)

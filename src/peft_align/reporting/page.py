@@ -21,7 +21,8 @@ from typing import Any
 
 from peft_align.reporting import page_tables, published
 from peft_align.reporting.comparisons import TOO_FEW
-from peft_align.reporting.figures import VEGA_LITE, Figure
+from peft_align.reporting.drawing import VEGA_LITE
+from peft_align.reporting.figures import Figure
 from peft_align.reporting.findings import (
     Findings,
     Sentence,

@@ -61,15 +61,15 @@ class Subject:
 def of_sweep(space: ConfigSpace, sweep: Sweep, places: Sequence[Place], folder: Path) -> Subject:
     """A sweep of which runs lie under one root or several; of what two have, the first is taken."""
     identities: dict[str, list[object]] = {}
-    found: dict[tuple[object, ...], Row] = {}
+    found: set[tuple[object, ...]] = set()
     table: list[Row] = []
     told: dict[str, Told] = {}
     for i, place in enumerate(places):
         known = told_of(place.items, place.root)
         told |= {item.run.id: known[item.run.id] for item in place.items if item.done or item.run.id not in told}
         own = rows(sweep, place.items, place.root, known, identities)
-        table += own if i == 0 else [row for row in own if identity_of(row) not in found]
-        found |= {identity_of(row): row for row in own}
+        table += [row for row in own if identity_of(row) not in found] if i else own
+        found |= {identity_of(row) for row in own} if len(places) > 1 else set()
     if len(places) > 1:
         order = {run.id: i for i, run in enumerate(sweep.runs)}
         table.sort(key=lambda row: order[row["run_id"]])

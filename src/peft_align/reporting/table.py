@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,9 @@ def rows(
         if item.run.is_parent_only:
             continue
         for scored in told[item.run.id].scored:
-            label = _judge_label(scored.record, identities)
-            found += [
-                _row(names, item, scored.record, metric, by_id) | {"judge": label}
-                for metric in scored.record["metrics"]
-            ]
+            shared = _shared(names, item, scored.record, by_id)
+            shared["judge"] = _judge_label(scored.record, identities)
+            found += [shared | _measured(item.run, scored.record, metric) for metric in scored.record["metrics"]]
     return found
 
 
@@ -89,11 +89,11 @@ def judges_of(identities: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     return {name: short_hash(json.dumps(own, sort_keys=True)) for name, own in named.items()}
 
 
-def _row(
-    names: Sequence[str], item: Item, record: Mapping[str, Any], metric: Mapping[str, Any], by_id: Mapping[str, Run]
-) -> Row:
+def _shared(names: Sequence[str], item: Item, record: Mapping[str, Any], by_id: Mapping[str, Run]) -> Row:
+    """What the rows of one record have in common, and every other column empty."""
     run = item.run
-    row: Row = dict.fromkeys(names) | {"base": record.get("base", run.base)}
+    row: Row = dict.fromkeys(names)
+    row["base"] = record.get("base", run.base)
     if run.kind in NOT_TRAINED:
         # no adapter of ours: peft tells the precision of the base; a held-out set of pairs is named, if there is one
         row |= {"model": run.choices["model"], "peft": run.base, "method": run.axes.get("adapter")}
@@ -104,10 +104,23 @@ def _row(
         row |= {"merge": None} if run.kind == "train" and "merge" in row else {}
         row |= {"inputs": run.axes["inputs"]} if run.kind == "merge" else {}
         row |= {"samples": record["step"] * run.config.train.batch_size} if run.kind == "train" else {}
-    row |= {"run_id": run.id, "kind": run.kind, "step": record["step"], "benchmark": measured_on(run, record, metric)}
-    row["metric"] = metric["name"]
-    row |= {key: None if metric.get(key) is None else float(metric[key]) for key in ("value", "stderr", "bound")}
-    return row | {key: metric.get(key) for key in ("n", "higher_is_better")}
+    return row | {"run_id": run.id, "kind": run.kind, "step": record["step"]}
+
+
+def _measured(run: Run, record: Mapping[str, Any], metric: Mapping[str, Any]) -> Row:
+    """The columns of one metric."""
+    value, stderr, bound = (
+        None if (v := metric.get(key)) is None else float(v) for key in ("value", "stderr", "bound")
+    )
+    return {
+        "benchmark": measured_on(run, record, metric),
+        "metric": metric["name"],
+        "value": value,
+        "stderr": stderr,
+        "bound": bound,
+        "n": metric.get("n"),
+        "higher_is_better": metric.get("higher_is_better"),
+    }
 
 
 def measured_on(run: Run, record: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
@@ -149,20 +162,22 @@ def _setting(config: Any, dotted: str) -> Any:
 
 
 def write_csv(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
-    """Write the rows as CSV, numbers in full precision, atomically."""
+    """Write the rows as CSV, numbers in full precision, atomically. Raises ValueError where one has another column."""
+    known = set(names)
+    if strange := next((row.keys() - known for row in table if not row.keys() <= known), None):
+        raise ValueError(f"{path.name} has no column {', '.join(sorted(strange))}")
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: _text(v) for k, v in row.items()} for row in table)
+        writer = csv.writer(file, lineterminator="\n")  # which writes a float as repr does
+        writer.writerow(names)
+        writer.writerows([_text(v) if isinstance(v, (str, bool)) else v for v in map(row.get, names)] for row in table)
 
 
-def _text(value: Any) -> Any:
-    if isinstance(value, str):
-        value = shown_once(value)
-        return f"'{value}" if value.startswith(FORMULA) else value  # as spreadsheets mark a text
+@functools.lru_cache(maxsize=2**16)  # thousands of rows share them
+def _text(value: str | bool) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return repr(value) if isinstance(value, float) else value
+    value = shown_once(value)
+    return f"'{value}" if value.startswith(FORMULA) else value  # as spreadsheets mark a text
 
 
 TYPES = {
@@ -182,8 +197,8 @@ def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row], frame:
     import pyarrow.parquet as pq
 
     arrays, restored = [], {}
-    for name in names:
-        values = [row[name] for row in table]
+    every = zip(*map(itemgetter(*names), table), strict=True) if table else [()] * len(names)
+    for name, values in zip(names, every, strict=True):
         further = name not in (*FIRST, *LAST)
         numeric = further and all(
             isinstance(v, (int, float)) and not isinstance(v, bool) for v in values if v is not None
@@ -208,11 +223,13 @@ def markdown(sweep: Sweep | Frame, table: Sequence[Row]) -> str:
     Shown are the metrics that the benchmarks' options name; the CSV holds all.
     """
     named = frame_of(sweep).metrics
-    table = _spread_baselines([row for row in table if _is_shown(named, row)])
+    there = dict.fromkeys((row["benchmark"], row["metric"]) for row in table)
+    measures = [measure for measure in there if _is_shown(named, *map(str, measure))]
+    table = _spread_baselines([row for row in table if (row["benchmark"], row["metric"]) in measures])
     if not table:
         return "No results yet.\n"
     keys = [*MAIN_AXES, *_further(columns(sweep)), "step"]
-    varying = [k for k in keys if k in ("method", "peft") or len({str(row[k]) for row in table}) > 1]
+    varying = [k for k in keys if k in ("method", "peft") or differ([row[k] for row in table])]
     several = len({(row["peft"], row["base"]) for row in table}) > len({row["peft"] for row in table})
     if several or any(row["kind"] == "merge" and row["base"] not in BYTES for row in table):
         varying.insert(varying.index("peft") + 1, "base")  # not what the kind of adapter says
@@ -220,7 +237,7 @@ def markdown(sweep: Sweep | Frame, table: Sequence[Row]) -> str:
         varying.append("samples")
     table = _by_judge(table)
     measures = list(dict.fromkeys((row["benchmark"], row["metric"]) for row in table))
-    table = [row | {"method": row["method"] or "baseline"} for row in table]
+    table = [row if row["method"] else row | {"method": "baseline"} for row in table]
     if _conditions_differ(table, varying):  # what differs is no column: it must not pass for seeds
         table = [row | {"run": f"{row['run_id'][-12:]} n={row['n']}"} for row in table]
         varying = ["run", *varying]
@@ -268,10 +285,15 @@ def _conditions_differ(table: Sequence[Row], keys: Sequence[str]) -> bool:
     return len(set(places)) < len(places)
 
 
-def _is_shown(named: Mapping[str, Sequence[str]], row: Row) -> bool:
-    """Whether the option of the row's benchmark names its metric."""
-    metrics = named.get(str(row["benchmark"]).partition("/")[0], ["*"])
-    return "*" in metrics or str(row["metric"]).partition(",")[0] in metrics
+def differ(values: Sequence[Any]) -> bool:
+    """Whether they are not all the same; 1, 1.0 and true are not."""
+    return any(value is not values[0] and repr(value) != repr(values[0]) for value in values)
+
+
+def _is_shown(named: Mapping[str, Sequence[str]], benchmark: str, metric: str) -> bool:
+    """Whether the option of a benchmark names a metric of it."""
+    metrics = named.get(benchmark.partition("/")[0], ["*"])
+    return "*" in metrics or metric.partition(",")[0] in metrics
 
 
 def _spread_baselines(table: Sequence[Row]) -> list[Row]:
@@ -282,11 +304,11 @@ def _spread_baselines(table: Sequence[Row]) -> list[Row]:
             sets.setdefault(row["run_id"], {})[row["dataset"], row["preference"]] = None
     spread = []
     for row in table:
-        homeless = row["kind"] in NOT_TRAINED and row["dataset"] is None
-        places = (
-            sets.get(row["run_id"], {(None, None): None}) if homeless else {(row["dataset"], row["preference"]): None}
-        )
-        spread += [row | {"dataset": dataset, "preference": preference} for dataset, preference in places]
+        if row["kind"] in NOT_TRAINED and row["dataset"] is None:
+            places = sets.get(row["run_id"], {(None, None): None})
+            spread += [row | {"dataset": dataset, "preference": preference} for dataset, preference in places]
+        else:
+            spread.append(row)
     return spread
 
 

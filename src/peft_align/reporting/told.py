@@ -98,9 +98,7 @@ class Told:
         kept = {name: record[name] for name in names if name in record}
         kept["details"] = {"warning": part(record, "details", "warning")}
         key = record.get("key")
-        kept["key"] = (
-            {name: key[name] for name in ("split", "judge") if name in key} if isinstance(key, Mapping) else {}
-        )
+        kept["key"] = {name: key[name] for name in ("split", "judge") if name in key} if isinstance(key, dict) else {}
         kept["inputs"] = self._once({name: _source(given) for name, given in _mapping(record.get("inputs")).items()})
         kept["provenance"] = self._once(_mapping(record.get("provenance")))
         return kept
@@ -128,13 +126,13 @@ def _source(given: Any) -> dict[str, Any]:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
+    return dict(value) if isinstance(value, dict) else {}
 
 
 def part(node: Any, *names: str) -> Any:
     """What stands in mappings within mappings; None where one of them is absent or no mapping."""
     for name in names:
-        node = node.get(name) if isinstance(node, Mapping) else None
+        node = node.get(name) if isinstance(node, dict) else None  # as JSON has it: asked of every record
     return node
 
 
@@ -155,7 +153,7 @@ def text(node: Any, *names: str) -> str | None:
 def device(record: Mapping[str, Any]) -> tuple[str, str] | None:
     """What a record was made on: "GPU" or "CPU", and its name; None where it does not say."""
     hardware = part(record, "provenance", "hardware")
-    if not isinstance(hardware, Mapping):
+    if not isinstance(hardware, dict):
         return None
     gpu, cpu = text(hardware, "gpu"), text(hardware, "cpu")
     if gpu:

@@ -129,7 +129,8 @@ def read_json(path: Path, *, sealed: bool = False) -> dict[str, Any] | None:
         sealed: one without a seal is none; else it is taken as it is, for earlier versions wrote none.
     """
     try:
-        content = json.loads(_unsealed(path.read_bytes(), required=sealed))
+        with open(path, "rb", buffering=0) as file:  # by the ten thousand: no buffer for each
+            content = json.loads(_unsealed(file.readall(), required=sealed))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
@@ -265,9 +266,10 @@ def forget_damage(record: Path) -> None:
 
 def complete(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
     """None if every file is there in its size, else what is wrong. Contents are checked when they are read."""
+    place = str(folder)
     for name, entry in files.items():
         try:
-            size = os.stat(os.path.join(folder, name)).st_size  # by the ten thousand: no Path for each
+            size = os.stat(f"{place}/{name}").st_size  # by the ten thousand: no Path for each
         except OSError:
             return f"{folder.name}/{name} is missing"
         if size != entry["size"]:

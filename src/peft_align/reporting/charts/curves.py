@@ -56,11 +56,14 @@ def relative_rows(values: Sequence[Value], samples: Mapping[tuple[str, int], int
     base = {v.run_id: v.value for v in values if samples[v.run_id, v.step] == reference and v.value > 0}
     several = {v.run_id for v in values if samples[v.run_id, v.step] != reference}
     groups: dict[tuple[str, str, int], dict[Any, list[float]]] = {}
+    cells: dict[int, str] = {}  # the steps of a run share its place
     for v in values:
         if v.run_id in base and v.run_id in several:
             series = (str(v.place["method"]), str(v.place["model"]), samples[v.run_id, v.step])
-            cell = groups.setdefault(series, {}).setdefault(repr(sorted(v.place.items(), key=str)), [])
-            cell.append(100 * (v.value / base[v.run_id] - 1))
+            if id(v.place) not in cells:
+                cells[id(v.place)] = repr(sorted(v.place.items(), key=str))
+            own = groups.setdefault(series, {}).setdefault(cells[id(v.place)], [])
+            own.append(100 * (v.value / base[v.run_id] - 1))
     return [_point(series, of, "samples") for series, of in sorted(groups.items())], reference
 
 

@@ -1,0 +1,42 @@
+"""Charts are drawn by a process of its own, whose troubles are told."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import pytest
+
+from peft_align.errors import WorkError
+from peft_align.reporting.drawing import drawn
+
+BAR = {"data": {"values": [{"a": 1, "b": "x"}]}, "mark": "bar", "encoding": {"x": {"field": "a"}, "y": {"field": "b"}}}
+
+
+def test_each_chart_is_drawn_in_both_forms() -> None:
+    pictures = drawn({"one": BAR, "two": BAR})
+    assert list(pictures) == ["one.svg", "one.pdf", "two.svg", "two.pdf"]
+    assert pictures["one.svg"].startswith(b"<svg")
+    assert pictures["two.pdf"].startswith(b"%PDF")
+
+
+def test_a_chart_that_cannot_be_drawn_is_named() -> None:
+    with pytest.raises(WorkError, match="figures could not be drawn: broken: Vega-Lite to SVG conversion failed"):
+        drawn({"one": BAR, "broken": {"mark": "no mark"}})
+
+
+def test_a_process_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(WorkError, match="figures could not be drawn: exit code 1"):
+        drawn({"one": BAR})
+
+
+def test_other_threads_go_on_while_it_draws() -> None:
+    waiting = threading.Thread(target=drawn, args=({str(i): BAR for i in range(20)},))
+    waiting.start()
+    pauses, last = [], time.perf_counter()
+    while waiting.is_alive():
+        time.sleep(0.001)
+        pauses.append(-last + (last := time.perf_counter()))
+    assert max(pauses) < sum(pauses) / 2  # where the GIL is held, one pause is nearly all of it
