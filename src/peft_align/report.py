@@ -69,13 +69,14 @@ def write(subject: Subject) -> str:
     questions = findings.load_questions(subject.space)
     frame, table, folder = subject.frame, subject.table, subject.folder
     items, told, root = subject.items, subject.told, subject.root
-    names, summary = columns(frame), markdown(frame, table)
+    names = columns(frame)
     found = findings.find_in(subject.space, questions, frame, subject.covered, table)
     charts = figures.figures(found, table)
     with ThreadPoolExecutor(1) as beside:  # it waits for a process that draws, on another core
         drawing = beside.submit(figures.draw, charts)
         write_csv(folder / "results.csv", names, table)
         write_parquet(folder / "results.parquet", names, table, frame)
+        summary = markdown(frame, table)
         with atomic_write(folder / "results.md") as temporary:
             temporary.write_text(summary, encoding="utf-8")
         findings.write(found, folder)

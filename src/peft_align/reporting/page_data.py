@@ -26,12 +26,12 @@ def embedded(data: Any) -> str:
 
 
 def _plain(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {str(key): _plain(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple, set, frozenset)):
-        return [_plain(value) for value in data]
     if data is None or isinstance(data, (str, bool, int)):
         return data
+    if isinstance(data, (list, tuple, set, frozenset)):
+        return [_plain(value) for value in data]
+    if isinstance(data, Mapping):
+        return {str(key): _plain(value) for key, value in data.items()}
     if hasattr(data, "item"):  # a number of numpy
         return _plain(data.item())
     if isinstance(data, float):
@@ -48,7 +48,7 @@ class Table:
 
     def number(self, value: Any) -> int:
         """The number of a value, a new one if it was not there."""
-        key = json.dumps(value, sort_keys=True, default=str)
+        key = repr(value)
         if key not in self._numbers:
             self._numbers[key] = len(self.values)
             self.values.append(value)
