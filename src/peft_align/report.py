@@ -70,9 +70,10 @@ def write(subject: Subject) -> str:
     frame, table, folder = subject.frame, subject.table, subject.folder
     items, told, root = subject.items, subject.told, subject.root
     names = columns(frame)
-    found = findings.find_in(subject.space, questions, frame, subject.covered, table)
-    charts = figures.figures(found, table)
-    with ThreadPoolExecutor(1) as beside:  # it waits for a process that draws, on another core
+    with ThreadPoolExecutor(2) as beside:  # they wait for processes that work on another core
+        libraries = beside.submit(page.vega)
+        found = findings.find_in(subject.space, questions, frame, subject.covered, table)
+        charts = figures.figures(found, table)
         drawing = beside.submit(figures.draw, charts)
         write_csv(folder / "results.csv", names, table)
         write_parquet(folder / "results.parquet", names, table, frame)
@@ -99,6 +100,7 @@ def write(subject: Subject) -> str:
             provenance=provenance(items, root, told),
             written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         )
+        libraries.result()
         page.write_page(content, folder)
         figures.write_figures(drawing.result(), folder)
     warnings = data_warnings(told)

@@ -1,4 +1,4 @@
-"""Charts are drawn by a process of its own, whose troubles are told."""
+"""What vl-convert makes is made by a process of its own, whose troubles are told."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import pytest
 
 from peft_align.errors import WorkError
-from peft_align.reporting.drawing import drawn
+from peft_align.reporting.drawing import bundle, drawn
 
 BAR = {"data": {"values": [{"a": 1, "b": "x"}]}, "mark": "bar", "encoding": {"x": {"field": "a"}, "y": {"field": "b"}}}
 
@@ -40,3 +40,9 @@ def test_other_threads_go_on_while_it_draws() -> None:
         time.sleep(0.001)
         pauses.append(-last + (last := time.perf_counter()))
     assert max(pauses) < sum(pauses) / 2  # where the GIL is held, one pause is nearly all of it
+
+
+def test_the_libraries_are_one_script_that_ends_with_the_line_asked_for() -> None:
+    script = bundle("window.here = vegaEmbed;")
+    assert "window.here" in script
+    assert len(script) > 500_000

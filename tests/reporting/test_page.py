@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -195,29 +196,46 @@ def test_a_figure_of_a_section_that_is_not_there_is_refused_instead_of_lost(smal
         page.render(dataclasses.replace(small, figures=[lost]))
 
 
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """No bundle is known in this process, before or after."""
+    page.vega.cache_clear()
+    yield
+    page.vega.cache_clear()
+
+
+@pytest.mark.usefixtures("forgotten")
 def test_the_vega_bundle_is_built_once_and_again_where_what_was_kept_is_damaged(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    small: Content, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     built = []
 
-    def build(snippet: str, vl_version: str) -> str:
-        built.append(snippet)
+    def build(last: str) -> str:
+        built.append(last)
         return "let vega;\n// ü\n"
 
-    monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path))
-    monkeypatch.setattr("vl_convert.javascript_bundle", build)
-    asked = page.vega.__wrapped__  # a process asks once
-    assert asked() == asked() == "let vega;\n// ü\n"
+    def write() -> None:
+        page.vega.cache_clear()  # as another process
+        assert "// ü" in page.write_page(small, tmp_path / "report").read_text(encoding="utf-8")
+
+    monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(page, "bundle", build)
+    write()
+    write()
     assert len(built) == 1
-    (kept,) = tmp_path.iterdir()
+    (kept,) = (tmp_path / "cache").iterdir()
     for damaged in (kept.read_bytes()[:-3], b"alert(1)", b"\xff", b""):
         kept.write_bytes(damaged)
-        assert asked() == "let vega;\n// ü\n"
+        write()
+        write()
     assert len(built) == 5
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("forgotten")
+def test_a_cache_that_cannot_be_written_is_done_without(
+    small: Content, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PEFT_ALIGN_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr("vl_convert.javascript_bundle", lambda *_, **__: "let vega;")
-    assert page.vega.__wrapped__() == "let vega;"
+    monkeypatch.setattr(page, "bundle", lambda _: "let vega;")
+    assert "let vega;" in page.write_page(small, tmp_path).read_text(encoding="utf-8")

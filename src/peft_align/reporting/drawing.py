@@ -1,8 +1,9 @@
-"""Charts as SVG and PDF, in a process of its own: while vl-convert draws, no thread of the process that asks can work.
+"""What vl-convert makes, in a process of its own: while it works, no thread of the process that asks can.
 
-    python -m peft_align.reporting.drawing < specifications > pictures
+    python -m peft_align.reporting.drawing < {"charts": {NAME: Vega-Lite specification}} > {NAME.svg: base64, ...}
+    python -m peft_align.reporting.drawing < {"bundle": the script's last line} > the script
 
-What goes in is {name: Vega-Lite specification}, what comes out {NAME.svg: base64, NAME.pdf: base64}, both as JSON.
+All of it is JSON.
 """
 
 from __future__ import annotations
@@ -20,22 +21,36 @@ from peft_align.terminal import say
 VEGA_LITE = "6.4"  # of those that vl-convert carries, the one that Altair's schema is of
 
 
-def drawn(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+def drawn(charts: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
     """Each chart as NAME.svg and NAME.pdf. Touches no file, so that a thread may wait for it. Raises WorkError."""
-    asked = json.dumps(specs).encode()
-    done = subprocess.run([sys.executable, "-m", __name__], input=asked, capture_output=True, check=False)
+    pictures = _made({"charts": charts}, "the figures could not be drawn")
+    return {name: base64.b64decode(content) for name, content in pictures.items()}
+
+
+def bundle(last: str) -> str:
+    """Vega, Vega-Lite and vega-embed as one script (0.9 MB) that ends with a line, in two seconds. Raises WorkError."""
+    return str(_made({"bundle": last}, "Vega could not be put together"))
+
+
+def _made(asked: Mapping[str, Any], otherwise: str) -> Any:
+    words = [sys.executable, "-m", __name__]
+    done = subprocess.run(words, input=json.dumps(asked).encode(), capture_output=True, check=False)
     if done.returncode:
         told = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise WorkError(f"the figures could not be drawn: {told or f'exit code {done.returncode}'}")
-    return {name: base64.b64decode(content) for name, content in json.loads(done.stdout).items()}
+        raise WorkError(f"{otherwise}: {told or f'exit code {done.returncode}'}")
+    return json.loads(done.stdout)
 
 
 def main() -> int:
-    """Entry point of the process that draws."""
+    """Entry point of the process."""
     import vl_convert
 
+    asked = json.load(sys.stdin)
+    if "bundle" in asked:
+        json.dump(vl_convert.javascript_bundle(asked["bundle"], vl_version=VEGA_LITE), sys.stdout)
+        return 0
     pictures: dict[str, bytes] = {}
-    for name, spec in json.load(sys.stdin).items():
+    for name, spec in asked["charts"].items():
         try:
             svg = vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE, allowed_base_urls=[])
             pictures |= {f"{name}.svg": svg.encode(), f"{name}.pdf": vl_convert.svg_to_pdf(svg)}

@@ -21,7 +21,7 @@ from typing import Any
 
 from peft_align.reporting import page_tables, published
 from peft_align.reporting.comparisons import TOO_FEW
-from peft_align.reporting.drawing import VEGA_LITE
+from peft_align.reporting.drawing import VEGA_LITE, bundle
 from peft_align.reporting.figures import Figure
 from peft_align.reporting.findings import (
     Findings,
@@ -95,6 +95,7 @@ class Content:
 
 def write_page(content: Content, folder: Path) -> Path:
     """Write report.html into a folder, atomically."""
+    _keep(vega())
     path = folder / FILE
     with atomic_write(path) as temporary:
         temporary.write_bytes(render(content).encode("utf-8", "replace"))  # a name may hold half a character
@@ -132,22 +133,28 @@ def render(content: Content) -> str:
 
 @functools.cache
 def vega() -> str:
-    """Vega, Vega-Lite and vega-embed as one script (0.9 MB). Building it takes two seconds, so it is kept in the cache.
+    """Vega, Vega-Lite and vega-embed as one script: as it is kept in the cache, or made anew.
+
+    Touches no file, so that a thread may wait for it.
 
     Raises:
         ValueError: it holds what would end its element in an HTML file.
+        WorkError: it could not be made.
         InputError: see store.records.cache_dir.
     """
-    import vl_convert
+    return _checked(_kept(_place()) or bundle(GLOBALS), "the Vega bundle")
 
-    place = cache_dir() / f"vega-{version('vl-convert-python')}-{VEGA_LITE}.js"
-    kept = _kept(place)
-    if kept is not None:
-        return _checked(kept, str(place))
-    made = _checked(str(vl_convert.javascript_bundle(GLOBALS, vl_version=VEGA_LITE)), "the Vega bundle")
-    with suppress(OSError), atomic_write(place) as temporary:  # a cache that cannot be written costs two seconds
-        temporary.write_text(f"{digest(made)}\n{made}", encoding="utf-8", newline="")
-    return made
+
+def _place() -> Path:
+    """Where the Vega bundle is kept."""
+    return cache_dir() / f"vega-{version('vl-convert-python')}-{VEGA_LITE}.js"
+
+
+def _keep(script: str) -> None:
+    """Have the Vega bundle in the cache; one that cannot be written costs the next report two seconds."""
+    if _kept(_place()) is None:
+        with suppress(OSError), atomic_write(_place()) as temporary:
+            temporary.write_text(f"{digest(script)}\n{script}", encoding="utf-8", newline="")
 
 
 def _kept(place: Path) -> str | None:
