@@ -227,6 +227,17 @@ def test_parts_of_claims_are_drawn_by_verdict(study: Study, drawn: dict[str, Fig
     assert any(row["results"] == "published tables" for row in rows)
 
 
+def test_a_base_stands_beside_the_runs_also_where_only_one_score_is_of_held_out_pairs() -> None:
+    sweep = expand("+grid=quickstart")
+    rows = table(sweep, lambda run, benchmark, step: 0.5 + noise(run, benchmark, step, spread=0.1))
+    found = findings.find(shipped(), findings.load_questions(shipped()), sweep, done(sweep), rows)
+    (figure,) = (each for each in figures(found, rows) if each.name == "tradeoff")
+    for name in ("runs", "cells"):
+        shown = figure.spec["datasets"][name]
+        assert sorted(row["kind"] for row in shown) == ["baseline"] * 2 + ["dpo"] * 2 + ["sft"] * 2
+        assert all({"m0", "m1"} <= row.keys() for row in shown)
+
+
 def test_files_have_their_texts_and_those_of_an_earlier_state_go(drawn: dict[str, Figure], tmp_path: Path) -> None:
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "old.svg").write_text("of yesterday")

@@ -27,11 +27,12 @@ PALETTE = (BLUE, ORANGE, GREEN, PINK, BROWN, CYAN, VIOLET, GREY)
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name: nothing is fetched
 WIDE, NARROW = 520, 300  # pixels of a file's only chart, and of each where there are several
 LINE, GAP = 13, 9  # pixels of a line of a label, and between labels
+TICKS = 8  # about as many: by default there are so many on a wide chart that they nearly touch
 LABEL = 26  # characters of a line: beside such labels, half of a phone's width is left
 CONFIG: Spec = {
     "lineBreak": "\n",
     "range": {"category": list(PALETTE)},
-    "axis": {"labelLimit": 0, "titleLimit": 0},
+    "axis": {"labelLimit": 0, "titleLimit": 0, "tickCount": TICKS},
     "legend": {"orient": "bottom", "columns": 2, "labelLimit": 0, "titleLimit": 0, "symbolLimit": 0}
     | {"symbolOpacity": 1, "symbolBaseFillColor": GREY, "symbolBaseStrokeColor": GREY},
     "header": {"labelLimit": 0, "titleLimit": 0},

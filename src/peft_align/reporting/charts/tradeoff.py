@@ -32,6 +32,8 @@ DOTS = 1000  # runs; of more, only cells are drawn: so many dots are a cloud, an
 MOST = 24  # measures that can be chosen: the main ones first
 EVERY, OWN = "all", "kind"
 HEIGHT = 340
+PAIRS = ("dataset", "preference")  # whose held-out pairs are scored: of a base, several
+Found = dict[tuple[Any, ...], dict[tuple[Any, ...], Row]]  # rows of a run or a cell, by their pairs
 
 
 def tradeoff_figures(results: Results, fronts: Sequence[Row]) -> list[Figure]:
@@ -121,28 +123,39 @@ def _place(place: Mapping[str, Any], names: Mapping[str, str]) -> Row:
 
 def run_rows(results: Results, keys: Mapping[Measure, str], names: Mapping[str, str]) -> list[Row]:
     """One for each run and set of held-out pairs, with its scores at the last step."""
-    found: dict[tuple[Any, ...], Row] = {}
+    found: Found = {}
     for measure, key in keys.items():
         for value in results.values.get(measure, ()):
             if value.last:
-                at = (value.run_id, *value.at(("dataset", "preference")))
-                if at not in found:
-                    found[at] = _place(value.place, names) | {"run_id": value.run_id, "seed": value.seed}
-                found[at][key] = value.value
-    return list(found.values())
+                own, pairs = found.setdefault((value.run_id,), {}), value.at(PAIRS)
+                if pairs not in own:
+                    own[pairs] = _place(value.place, names) | {"run_id": value.run_id, "seed": value.seed}
+                own[pairs][key] = value.value
+    return _joined(found)
 
 
 def cell_rows(results: Results, keys: Mapping[Measure, str], names: Mapping[str, str]) -> list[Row]:
     """One for each cell, with its means at the last step and their intervals."""
-    found: dict[tuple[Any, ...], Row] = {}
+    found: Found = {}
+    axes = [axis for axis in ("kind", "base", *results.axes) if axis not in PAIRS]
     for cell in cells(results, keys):
         if cell.last:
-            at = tuple(cell.place.get(axis) for axis in ("kind", "base", *results.axes))
-            if at not in found:
-                found[at] = _place(cell.place, names)
+            own = found.setdefault(tuple(map(cell.place.get, axes)), {})
+            pairs = tuple(map(cell.place.get, PAIRS))
+            if pairs not in own:
+                own[pairs] = _place(cell.place, names)
             key, mean = keys[cell.measure], cell.score
-            found[at] |= {key: mean.mean, f"{key}_low": mean.low, f"{key}_high": mean.high, "seeds": mean.seeds}
-    return list(found.values())
+            own[pairs] |= {key: mean.mean, f"{key}_low": mean.low, f"{key}_high": mean.high, "seeds": mean.seeds}
+    return _joined(found)
+
+
+def _joined(found: Found) -> list[Row]:
+    """The rows; a base's scores that belong to no set of pairs stand beside those on each of its sets."""
+    rows = []
+    for own in found.values():
+        anywhere = own.pop((None, None), {}) if len(own) > 1 else {}
+        rows += [anywhere | row for row in own.values()]
+    return rows
 
 
 def front_rows(fronts: Sequence[Row], keys: Mapping[str, str], names: Mapping[str, str]) -> list[Row]:
