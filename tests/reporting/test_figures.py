@@ -104,6 +104,11 @@ def test_every_chart_is_vega_lite_and_all_its_axes_are_named(drawn: dict[str, Fi
             assert json.dumps(vega).count("@title") == 0
 
 
+def test_every_chart_can_be_drawn_for_a_file(drawn: dict[str, Figure]) -> None:
+    pictures = draw(list(drawn.values()))
+    assert list(pictures) == [f"{name}.{form}" for name in drawn for form in ("svg", "pdf")]
+
+
 def test_the_charts_of_a_file_keep_to_altairs_schema(drawn: dict[str, Figure]) -> None:
     for name in ("comparisons-mmlu-acc", "tradeoff"):
         spec = {key: value for key, value in drawn[name].filed.items() if key != "datasets"}

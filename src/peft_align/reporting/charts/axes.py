@@ -114,7 +114,7 @@ def variance_figures(results: Results, variance: Sequence[Row]) -> list[Figure]:
         return []
     measures = list(dict.fromkeys(Measure(r["benchmark"], r["metric"], r["judge"]) for r in variance))
     keys, _ = titles_of(results, measures)
-    titles = {key: f"Share of the variance of\n{plain_text(measure)}" for measure, key in keys.items()}
+    titles = {key: f"Share of variance: {plain_text(measure)}" for measure, key in keys.items()}
     rows: list[Row] = []
     for measure, key in keys.items():
         own = [r for r in variance if Measure(r["benchmark"], r["metric"], r["judge"]) == measure]

@@ -90,15 +90,14 @@ def by_measure(
         name, section, title, caption: of the figure.
         build: the chart, with the title of the score's axis.
         rows: of all measures; `measure` is one of the keys of `titles`.
-        titles: the axis titles, which may have several lines.
+        titles: the axis titles.
     """
     data = {"rows": rows}
     if len(titles) == 1:
         spec = build(*titles.values()).to_dict(validate=False)
         return Figure(name, section, title, caption, top(spec, data, "container"))
     page = following(build(TITLE).to_dict(validate=False), "titles[measure]")
-    choices = {key: words.replace("\n", " ") for key, words in titles.items()}
-    page["params"] = [select("measure", "Measure", choices), {"name": "titles", "value": dict(titles)}]
+    page["params"] = [select("measure", "Measure", titles), {"name": "titles", "value": dict(titles)}]
     page["transform"] = [{"filter": CHOSEN}, *page.get("transform", [])]
     panels = []
     for key, words in titles.items():
