@@ -13,10 +13,10 @@ import pytest
 from omegaconf import OmegaConf
 from sweeping import expand, finish_evaluation, finish_training, metric, plan, trained, write_option
 
-from peft_align.cli import ADAPTER, ask
+from peft_align.cli import ADAPTER, FAILED, ask, run_verb
 from peft_align.config.command_line import parse, take_values
 from peft_align.config.compose import ConfigSpace
-from peft_align.errors import InputError
+from peft_align.errors import InputError, WorkError
 from peft_align.grid.planner import requests
 from peft_align.reported import VALUES
 from peft_align.reporting.table import rows
@@ -156,3 +156,14 @@ def test_the_examples_of_the_help_can_be_run(name: str) -> None:
             assert expand(*(word for word in words if word not in FLAGS and not word.startswith(f"{ADAPTER}="))).runs
         else:
             assert name == "status" or given, words
+
+
+def test_work_that_fails_for_a_reason_told_in_full_has_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb(argv: list[str]) -> int:
+        raise WorkError("the figures could not be drawn: exit code -9")
+
+    monkeypatch.setattr("sys.argv", ["peft_align"])
+    assert run_verb(verb, "") == FAILED
+    assert capsys.readouterr().err == "peft_align: the figures could not be drawn: exit code -9\n"

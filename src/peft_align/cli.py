@@ -15,7 +15,7 @@ from typing import Any
 
 from peft_align.config.command_line import CommandLine, parse
 from peft_align.config.compose import ConfigSpace
-from peft_align.errors import Fault, InputError, disk_fault
+from peft_align.errors import Fault, InputError, WorkError, disk_fault
 from peft_align.grid.expand import build_sweep
 from peft_align.grid.external import with_adapters
 from peft_align.grid.planner import Item, Planner, conditions, judge_identity
@@ -137,6 +137,9 @@ def run_verb(verb: Callable[[list[str]], int], help_text: str | None) -> int:
     except InputError as error:
         say(error.render(), file=sys.stderr)
         return BAD_INPUT
+    except WorkError as error:
+        say(f"peft_align: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         say("stopped; the same command goes on with what is missing", file=sys.stderr)
         return INTERRUPTED

@@ -54,13 +54,14 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
 
     Raises:
         InputError: conf/report/ has faults.
+        WorkError: the figures cannot be drawn; all else is written.
     """
     subject = of_sweep(asked.space, asked.sweep, [Place(asked.root, list(items))], asked.folder)
     return write(replace(subject, sweep=asked.sweep))
 
 
 def write(subject: Subject) -> str:
-    """Write the files of any subject and return what is shown. Raises InputError."""
+    """Write the files of any subject and return what is shown. Raises InputError and WorkError."""
     from peft_align.reporting import cost, failures, figures, findings, page  # import altair and numpy
     from peft_align.reporting.answers import answers
     from peft_align.reporting.details import details
@@ -72,14 +73,16 @@ def write(subject: Subject) -> str:
     names = columns(frame)
     with ThreadPoolExecutor(2) as beside:  # they wait for processes that work on another core
         libraries = beside.submit(page.vega)
-        found = findings.find_in(subject.space, questions, frame, subject.covered, table)
-        charts = figures.figures(found, table)
-        drawing = beside.submit(figures.draw, charts)
-        write_csv(folder / "results.csv", names, table)
-        write_parquet(folder / "results.parquet", names, table, frame)
-        summary = markdown(frame, table)
-        with atomic_write(folder / "results.md") as temporary:
-            temporary.write_text(summary, encoding="utf-8")
+        try:
+            found = findings.find_in(subject.space, questions, frame, subject.covered, table)
+            charts = figures.figures(found, table)
+            drawing = beside.submit(figures.draw, charts)
+        finally:  # whatever becomes of the statistics and the charts
+            write_csv(folder / "results.csv", names, table)
+            write_parquet(folder / "results.parquet", names, table, frame)
+            summary = markdown(frame, table)
+            with atomic_write(folder / "results.md") as temporary:
+                temporary.write_text(summary, encoding="utf-8")
         findings.write(found, folder)
         took, failed = cost.cost_rows(items, root, table, told), failures.failure_rows(items, root, told)
         write_csv(folder / "cost.csv", cost.COLUMNS, took)

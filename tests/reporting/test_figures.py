@@ -21,6 +21,7 @@ from peft_align.reporting.cells import Measure, cells
 from peft_align.reporting.charts import common
 from peft_align.reporting.charts.common import PALETTE, wrapped
 from peft_align.reporting.charts.curves import setting_rows
+from peft_align.reporting.charts.tradeoff import _only
 from peft_align.reporting.comparisons import TOO_FEW
 from peft_align.reporting.drawing import VEGA_LITE
 from peft_align.reporting.figures import Figure, draw, figures, write_figures
@@ -241,6 +242,13 @@ def test_a_base_stands_beside_the_runs_also_where_only_one_score_is_of_held_out_
         shown = figure.spec["datasets"][name]
         assert sorted(row["kind"] for row in shown) == ["baseline"] * 2 + ["dpo"] * 2 + ["sft"] * 2
         assert all({"m0", "m1"} <= row.keys() for row in shown)
+
+
+def test_a_base_is_one_place_where_neither_score_is_of_held_out_pairs() -> None:
+    rows = [{"whose": 0, "m0": 1.0, "m1": 2.0, "m2": pairs} for pairs in (0.1, 0.2)]
+    rows.append({"whose": 2, "m0": 1.0, "m1": 2.0})
+    assert _only(rows, ("m0", "m1")) == [rows[0], rows[2]]
+    assert _only(rows, ("m0", "m2")) == rows[:2]
 
 
 def test_files_have_their_texts_and_those_of_an_earlier_state_go(drawn: dict[str, Figure], tmp_path: Path) -> None:

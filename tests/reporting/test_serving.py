@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from peft_align.errors import InputError
+from peft_align.errors import InputError, WorkError
 from peft_align.reporting.serving import Refresher, listening, page, version
 from peft_align.reporting.subject import state_of
 
@@ -176,10 +176,11 @@ def test_the_report_is_written_again_when_a_record_changed_and_not_otherwise(tmp
     assert written == list(range(1, 6))
 
 
+@pytest.mark.parametrize("fault", [OSError("the disk is full"), WorkError("the disk is full")])
 def test_a_report_that_cannot_be_written_is_told_once_and_tried_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fault: Exception, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = Runs(tmp_path, failing=OSError("the disk is full"))
+    runs = Runs(tmp_path, failing=fault)
     refresher = Refresher(runs, lambda subject: None, 0.001)
     wait: Callable[[float | None], bool] = refresher.ended.wait
     looks = iter([False, False, False, True])

@@ -135,7 +135,7 @@ def render(content: Content) -> str:
 def vega() -> str:
     """Vega, Vega-Lite and vega-embed as one script: as it is kept in the cache, or made anew.
 
-    Touches no file, so that a thread may wait for it.
+    Writes no file, so that a thread may wait for it: writing sets the process's umask for a moment.
 
     Raises:
         ValueError: it holds what would end its element in an HTML file.

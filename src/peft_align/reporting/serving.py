@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from peft_align.errors import Fault, InputError
+from peft_align.errors import Fault, InputError, WorkError
 from peft_align.reporting.subject import Subject
 from peft_align.terminal import say
 
@@ -106,7 +106,7 @@ class Refresher:
             try:
                 self.look()
                 told = ""
-            except (InputError, OSError) as error:
+            except (InputError, WorkError, OSError) as error:
                 text = error.render() if isinstance(error, InputError) else str(error)
                 if text != told:
                     say(f"the report was not written again: {text}", file=sys.stderr)

@@ -223,9 +223,9 @@ def markdown(sweep: Sweep | Frame, table: Sequence[Row]) -> str:
     Shown are the metrics that the benchmarks' options name; the CSV holds all.
     """
     named = frame_of(sweep).metrics
-    there = dict.fromkeys((row["benchmark"], row["metric"]) for row in table)
-    measures = [measure for measure in there if _is_shown(named, *map(str, measure))]
-    table = _spread_baselines([row for row in table if (row["benchmark"], row["metric"]) in measures])
+    there = {(row["benchmark"], row["metric"]) for row in table}
+    shown_here = {measure for measure in there if _is_shown(named, *map(str, measure))}
+    table = _spread_baselines([row for row in table if (row["benchmark"], row["metric"]) in shown_here])
     if not table:
         return "No results yet.\n"
     keys = [*MAIN_AXES, *_further(columns(sweep)), "step"]

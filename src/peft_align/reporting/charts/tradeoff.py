@@ -106,8 +106,9 @@ def _first_pair(front: Sequence[Row], means: Sequence[Row], keys: Sequence[str])
 
 
 def _only(rows: Sequence[Row], pair: tuple[str, str]) -> list[Row]:
-    """The rows that have both measures."""
-    return [row for row in rows if all(row.get(key) is not None for key in pair)]
+    """The rows that have both measures; of a base's several sets of pairs one, where neither is of pairs."""
+    both = [row for row in rows if all(row.get(key) is not None for key in pair)]
+    return list({(row["whose"], row[pair[0]], row[pair[1]]): row for row in reversed(both)}.values())[::-1]
 
 
 def _place(place: Mapping[str, Any], names: Mapping[str, str]) -> Row:
@@ -151,10 +152,11 @@ def cell_rows(results: Results, keys: Mapping[Measure, str], names: Mapping[str,
 
 def _joined(found: Found) -> list[Row]:
     """The rows; a base's scores that belong to no set of pairs stand beside those on each of its sets."""
-    rows = []
+    rows: list[Row] = []
     for own in found.values():
         anywhere = own.pop((None, None), {}) if len(own) > 1 else {}
-        rows += [anywhere | row for row in own.values()]
+        first = len(rows)
+        rows += [anywhere | row | {"whose": first if anywhere else first + i} for i, row in enumerate(own.values())]
     return rows
 
 
