@@ -54,7 +54,7 @@ def write_report(asked: Asked, items: Sequence[Item]) -> str:
 
     Raises:
         InputError: conf/report/ has faults.
-        WorkError: the figures cannot be drawn; all else is written.
+        WorkError: what draws the figures fails; the tables are written.
     """
     subject = of_sweep(asked.space, asked.sweep, [Place(asked.root, list(items))], asked.folder)
     return write(replace(subject, sweep=asked.sweep))

@@ -227,3 +227,10 @@ def test_a_baselines_general_scores_stand_beside_each_of_its_held_out_sets(tmp_p
     assert sorted(line["preference"] for line in baselines) == ["harmless", "helpful"]
     assert len({line["everyday_mc acc ↑"] for line in baselines}) == 1
     assert all(line["everyday_mc acc ↑"] and line["preference accuracy ↑"] for line in baselines)
+
+
+def test_a_row_with_a_column_that_the_file_does_not_have_is_refused(tmp_path: Path) -> None:
+    write_csv(tmp_path / "some.csv", ["a", "b"], [{"a": 1}, {"b": True}])
+    assert (tmp_path / "some.csv").read_text(encoding="utf-8") == "a,b\n1,\n,true\n"
+    with pytest.raises(ValueError, match=r"some\.csv has no column c, d"):
+        write_csv(tmp_path / "some.csv", ["a", "b"], [{"a": 1}, {"a": 1, "d": 2, "c": 3}])

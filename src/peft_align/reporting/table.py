@@ -19,7 +19,7 @@ from peft_align.reporting.frame import KEY, Frame, frame_of, to_plain
 from peft_align.reporting.statistics import t_interval
 from peft_align.reporting.told import Told, told_of
 from peft_align.store.records import atomic_write
-from peft_align.terminal import one_line, shown, shown_once
+from peft_align.terminal import one_line, shown
 
 FIRST = ("run_id", "kind", *MAIN_AXES, "base")
 LAST = (
@@ -176,7 +176,7 @@ def write_csv(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
 def _text(value: str | bool) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    value = shown_once(value)
+    value = shown(value)
     return f"'{value}" if value.startswith(FORMULA) else value  # as spreadsheets mark a text
 
 

@@ -131,12 +131,10 @@ def wrong(value: Any, shape: Any) -> str | None:
 
 def _wrong(value: Any, shape: Any) -> tuple[str, str] | None:
     """The place and what is wrong there. Places are put together on the way back: most records have nothing wrong."""
-    if shape is str or shape is int:  # most of them
-        return None if _is(value, shape) else ("", f"is not {NAMES[shape]}")
-    if shape is ANY:
+    if shape is ANY or (isinstance(shape, Maybe) and value is None):
         return None
     if isinstance(shape, Maybe):
-        return None if value is None else _wrong(value, shape.shape)
+        return _wrong(value, shape.shape)
     if isinstance(shape, dict):
         return _wrong_keys(value, shape) if isinstance(value, dict) else ("", "is no mapping")
     if isinstance(shape, Each):

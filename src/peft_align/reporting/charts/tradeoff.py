@@ -107,8 +107,11 @@ def _first_pair(front: Sequence[Row], means: Sequence[Row], keys: Sequence[str])
 
 def _only(rows: Sequence[Row], pair: tuple[str, str]) -> list[Row]:
     """The rows that have both measures; of a base's several sets of pairs one, where neither is of pairs."""
-    both = [row for row in rows if all(row.get(key) is not None for key in pair)]
-    return list({(row["whose"], row[pair[0]], row[pair[1]]): row for row in reversed(both)}.values())[::-1]
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        if all(row.get(key) is not None for key in pair):
+            found.setdefault((row["whose"], *(row[key] for key in pair)), row)
+    return list(found.values())
 
 
 def _place(place: Mapping[str, Any], names: Mapping[str, str]) -> Row:
