@@ -10,12 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sweeping import finish_evaluation, finish_training, metric, plan, trained
+from sweeping import finish_evaluation, finish_training, metric, plan, shipped, trained
 
 from peft_align.cli import Asked, ask
 from peft_align.errors import InputError
 from peft_align.report import verb, write_report
 from peft_align.reported import wanted
+from peft_align.reporting.latex import tables
+from peft_align.reporting.published import as_results
 from peft_align.store import records
 from peft_align.store.sweeps import write_manifest
 
@@ -83,6 +85,23 @@ def test_a_table_alone_shows_what_its_sweep_does(tmp_path: Path, monkeypatch: py
     assert files(alone / "again") == files(alone / "results_report")
 
 
+def test_the_published_numbers_have_a_report_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert verb(["--published"]) == 0
+    folder = tmp_path / "outputs/sweeps/reports/published"
+    for name, text in tables(as_results(shipped())).items():
+        assert (folder / "tables" / name).read_text(encoding="utf-8") == text
+    sentences = (folder / "findings.md").read_text(encoding="utf-8")
+    assert "Of the 240 published numbers 240 are measured.\n" in sentences
+    assert "QLoRA and LoRA behave alike: **undecided** (of 4 parts 2 supported; cells only, no seeds" in sentences
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("cells only, no seeds") >= 12
+    assert "A table alone does not say what failed." in page
+    assert "No run failed." not in page
+    assert verb(["--from", str(folder / "results.parquet"), "--to", "again"]) == 0
+    assert in_any_order(files(tmp_path / "again")) == in_any_order(files(folder))
+
+
 def test_two_sweeps_together_show_what_one_sweep_of_both_grids_does(tmp_path: Path) -> None:
     root = tmp_path / "outputs"
     whole = done(root, *AXES, "seed=0,1,2")
@@ -104,12 +123,12 @@ def test_of_a_run_under_two_roots_what_is_there_in_one_is_not_missing(tmp_path: 
 
 
 def test_two_tables_together_have_a_run_of_both_once(tmp_path: Path) -> None:
-    tables = []
+    paths = []
     for name, seeds in (("a", "0,1"), ("b", "1,2")):
         asked = done(tmp_path / name, *AXES, f"seed={seeds}")
         write_report(asked, asked.plan())
-        tables.append(str(asked.folder / "results.parquet"))
-    subject = wanted(["--from", *tables, "--to", str(tmp_path / "to")]).source.subject()
+        paths.append(str(asked.folder / "results.parquet"))
+    subject = wanted(["--from", *paths, "--to", str(tmp_path / "to")]).source.subject()
     assert (len(subject.table), len(subject.frame.runs)) == (26, 13)
     assert {type(row["peft.r"]) for row in subject.table if row["kind"] == "train"} == {int}
 

@@ -10,6 +10,7 @@ report.html                   all of it as one page, with what stands behind eac
 usage: python -m peft_align.report [+grid=NAME] [key=value ...] [--ended] [--to DIR] [--serve [PORT]] [--config-dir DIR]
    or: python -m peft_align.report --sweeps NAME [NAME ...] [root=DIR] [...]
    or: python -m peft_align.report --from results.parquet [more.parquet ...] [...]
+   or: python -m peft_align.report --published [root=DIR] [...]
 
   Without a grid or overrides: the sweep that was started last under the root. Works while a sweep runs.
 
@@ -17,11 +18,14 @@ examples:
   python -m peft_align.report +grid=main model=mistral_7b --serve
   python -m peft_align.report --sweeps main rank root=/scratch/me/outputs
   python -m peft_align.report --from results.parquet --to from_a_colleague
+  python -m peft_align.report --published --to the_paper
 
 flags:
   --sweeps          sweeps that were started before, as one: names of their grids or folders, or folders of other roots
   --from            tables alone, on a machine that has neither their runs nor their root
-  --to              another folder than the sweep's; of several sweeps ROOT/sweeps/reports/, of a table beside it
+  --published       the numbers of the study's own tables, as one value a cell: a report before anything was trained
+  --to              another folder than the sweep's; else ROOT/sweeps/reports/ for what is of no single sweep, or beside
+                    the first table
   --serve           show the report in a browser on this machine, and write it again while the sweep goes on
   --every           seconds between two looks at what changed, with --serve (30)
   --ended           the jobs of a cluster have ended: record why runs stopped, and say what is missing

@@ -1,4 +1,4 @@
-"""What `report` is asked to report on: a sweep, several together, or tables alone; and when to look again."""
+"""What `report` is asked to report on: a sweep, several together, tables alone, what was published; and when again."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from peft_align.grid.planner import Planner
 from peft_align.grid.runs import Sweep
 from peft_align.grid.union import united
 from peft_align.launch.outcome import settle
-from peft_align.reporting.subject import Place, Subject, elsewhere, is_free, of_sweep, of_tables, state_of
+from peft_align.reporting.subject import Place, Subject, elsewhere, is_free, of_published, of_sweep, of_tables, state_of
 from peft_align.store.runs import RunDir
 from peft_align.store.sweeps import find_sweep, read_manifest, sweep_dir
 
 ANY_NUMBER = 10**6
-VALUES = {"--sweeps": (1, ANY_NUMBER), "--from": (1, ANY_NUMBER), "--to": (1, 1), "--serve": (0, 1), "--every": (1, 1)}
+SOURCES = {"--sweeps": (1, ANY_NUMBER), "--from": (1, ANY_NUMBER), "--published": (0, 0)}
+VALUES = SOURCES | {"--to": (1, 1), "--serve": (0, 1), "--every": (1, 1)}
 FLAGS = ["--ended"]
 EVERY = 30.0  # seconds
 
@@ -68,7 +69,7 @@ class Several:
         """Where their report goes: the first one's root, in a folder of these sweeps."""
         names = [asked.folder.name for asked in self.asked]
         name = "-".join(dict.fromkeys(asked.sweep.name for asked in self.asked))
-        return self.asked[0].root / "sweeps" / "reports" / sweep_dir(Path(), name, names).name
+        return reports(self.asked[0].root) / sweep_dir(Path(), name, names).name
 
     def roots(self) -> dict[Path, list[str]]:
         """The ids of the runs that the sweeps of each root have."""
@@ -94,8 +95,10 @@ def wanted(argv: Sequence[str]) -> Wanted:
     every = _number("--every", given.get("--every") or [str(EVERY)], 0.1, 86400, faults)
     if "--every" in given and "--serve" not in given:
         faults.append(Fault("--every", "says how often a report that is served is written again", "add --serve"))
-    if "--sweeps" in given and "--from" in given:
-        faults.append(Fault("--from", "a report is of sweeps or of tables", "leave out --from or --sweeps"))
+    sources = [flag for flag in SOURCES if flag in given]
+    if len(sources) > 1:
+        what = "a report is of sweeps, of tables, or of the published numbers"
+        faults.append(Fault(" ".join(sources), what, f"leave out {' or '.join(sources)}"))
     if faults:
         raise InputError(faults)
     to = Path(given["--to"][0]) if "--to" in given else None
@@ -104,6 +107,9 @@ def wanted(argv: Sequence[str]) -> Wanted:
     if "--from" in given:
         line = _alone("--from", rest, [])
         source = _of_tables([Path(path) for path in given["--from"]], line, to)
+    elif "--published" in given:
+        line = _alone("--published", rest, ["root"])
+        source = _of_published(line, to)
     elif "--sweeps" in given:
         line = _alone("--sweeps", rest, ["root"])
         source = _of_sweeps(given["--sweeps"], line, to)
@@ -135,7 +141,7 @@ def _alone(flag: str, rest: Sequence[str], keys: Sequence[str]) -> CommandLine:
     words += [f"+grid={name}" for name in line.grids] + [f"+selected={path}" for path in line.selected]
     what = f"with {flag} the report is of what was asked for then"
     faults += [Fault(word, what, f"leave it out, or leave out {flag}") for word in words]
-    if flag == "--from" and line.flags & set(FLAGS):
+    if flag in ("--from", "--published") and line.flags & set(FLAGS):
         faults.append(Fault("--ended", "of tables alone there are no jobs", "leave it out"))
     if faults:
         raise InputError(faults)
@@ -158,7 +164,7 @@ def _of_one(asked: Asked, to: Path | None) -> Source:
 
 def _of_sweeps(names: Sequence[str], line: CommandLine, to: Path | None) -> Source:
     """Sweeps by their names: one, or several as one."""
-    root = Path(str(line.value("root", "outputs")))
+    root = _root(line)
     faults: list[Fault] = []
     found: dict[Path, Asked] = {}
     for name in names:
@@ -177,6 +183,16 @@ def _of_sweeps(names: Sequence[str], line: CommandLine, to: Path | None) -> Sour
     return Source(lambda: several.subject(to), lambda: state_of(list(several.roots().items()), files))
 
 
+def _root(line: CommandLine) -> Path:
+    """The root that a command line names."""
+    return Path(str(line.value("root", "outputs")))
+
+
+def reports(root: Path) -> Path:
+    """Where reports go that are of no single sweep."""
+    return root / "sweeps" / "reports"
+
+
 def _root_of(folder: Path) -> Path:
     """The root of a sweep's folder. Raises InputError."""
     if folder.resolve().parent.name != "sweeps":
@@ -189,6 +205,13 @@ def _of_tables(paths: Sequence[Path], line: CommandLine, to: Path | None) -> Sou
     """Tables without what they were made from."""
     space = ConfigSpace(line.config_dirs)
     return Source(lambda: of_tables(space, paths, to), lambda: state_of([], paths))
+
+
+def _of_published(line: CommandLine, to: Path | None) -> Source:
+    """The study's own numbers."""
+    space = ConfigSpace(line.config_dirs)
+    folder = to or reports(_root(line)) / "published"
+    return Source(lambda: of_published(space, folder), lambda: state_of([]))
 
 
 def settle_all(subject: Subject) -> None:

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import altair
 from measured import noise, table
 from sweeping import expand, shipped
 
 from peft_align.grid.planner import Item
-from peft_align.grid.runs import Run, Sweep
+from peft_align.grid.runs import Run
 from peft_align.reporting import findings, published
-from peft_align.reporting.figures import Figure
-from peft_align.reporting.findings import Findings
+from peft_align.reporting.figures import figures
 from peft_align.reporting.page import Content
 from peft_align.reporting.provenance import Provenance
 from peft_align.reporting.table import Row
@@ -75,7 +73,7 @@ def content(
     """A page's content, of which a share of the runs is done; the others have failed or never began."""
     sweep = expand(*words)
     finished = {run.id for i, run in enumerate(sweep.runs) if i < done * len(sweep.runs)}
-    rows = table(sweep, near_published if words == STUDY else small_effect)
+    rows = table(sweep, near_published if words[: len(STUDY)] == STUDY else small_effect)
     rows = [row for row in rows if row["run_id"] in finished]
     items = [_item(run, run.id in finished) for run in sweep.runs]
     found = findings.find(shipped(), findings.load_questions(shipped()), sweep, items, rows)
@@ -84,7 +82,7 @@ def content(
     return Content(
         title=title,
         found=found,
-        figures=_figures(found, rows, sweep) if rows else [],
+        figures=figures(found, rows),
         details={run.id: _details(run, run.id in finished, rows) for run in sweep.runs},
         answers=_answers(runs, hostile),
         cost=[_cost(run) for run in runs],
@@ -201,105 +199,4 @@ def _provenance() -> Provenance:
         ["python -m peft_align.sweep +grid=method"],
         ["32 runs were trained on a GPU, 132 on a CPU: their speed is not comparable."],
         [],
-    )
-
-
-# --- figures: small, of the kinds that the report has
-
-
-def _figures(found: Findings, rows: Sequence[Row], sweep: Sweep) -> list[Figure]:
-    main = [str(measure) for measure in found.results.main]
-    drawn = [_coverage(found), _tradeoff(found, sweep), _effects(found)]
-    drawn.append(_curves(rows))
-    if any(row["measured"] is not None for row in found.beside):
-        drawn.append(_published(found))
-    assert main
-    return drawn
-
-
-def _coverage(found: Findings) -> Figure:
-    counts = [
-        {"value": f"{axis}={value}", "state": word, "runs": n}
-        for (axis, value, word, _), n in found.coverage.counts.items()
-        if axis != "all"
-    ]
-    chart = (
-        altair.Chart(altair.Data(values=counts), width="container")
-        .mark_bar()
-        .encode(
-            x="sum(runs):Q",
-            y=altair.Y("value:N", title=None),
-            color="state:N",
-            tooltip=["value:N", "state:N", "runs:Q"],
-        )
-    )
-    return Figure("coverage", "coverage", "Runs by axis", "Bars are counts of runs.", chart.to_dict())
-
-
-def _tradeoff(found: Findings, sweep: Sweep) -> Figure:
-    first, second = (*found.results.main, *found.results.main)[:2]
-    by_run: dict[str, dict[str, Any]] = {}
-    for name, measure in (("x", first), ("y", second)):
-        for value in found.results.values[measure]:
-            if value.last:
-                one = by_run.setdefault(value.run_id, {"run_id": value.run_id})
-                one |= {name: value.value, "method": value.place["method"] or "base", "model": value.place["model"]}
-    points = [one for one in by_run.values() if "x" in one and "y" in one]
-    chart = (
-        altair.Chart(altair.Data(values=points), width="container", height=320)
-        .mark_point(filled=True, size=60)
-        .encode(
-            x=altair.X("x:Q", title=str(first), scale=altair.Scale(zero=False)),
-            y=altair.Y("y:Q", title=str(second), scale=altair.Scale(zero=False)),
-            color="model:N",
-            shape="method:N",
-            tooltip=["run_id:N", "model:N", "method:N", "x:Q", "y:Q"],
-        )
-    )
-    caption = f"Each point is a run at its last step ({len(points)} runs)."
-    return Figure("tradeoff", "tradeoff", f"{second} against {first}", caption, chart.to_dict())
-
-
-def _effects(found: Findings) -> Figure:
-    effects = [
-        {
-            "comparison": f"{one.contrast.name}, {one.measure}",
-            "effect": one.effect.value,
-            "low": one.effect.low,
-            "high": one.effect.high,
-            "result": one.result,
-        }
-        for one in found.compared
-        if one.effect.low is not None
-    ]
-    base = altair.Chart(altair.Data(values=effects)).encode(y=altair.Y("comparison:N", title=None))
-    rules = base.mark_rule().encode(x=altair.X("low:Q", title="difference"), x2="high:Q")
-    points = base.mark_point(filled=True).encode(x="effect:Q", shape="result:N", tooltip=["comparison:N", "effect:Q"])
-    chart = altair.layer(rules, points).properties(width="container")
-    return Figure("comparisons", "comparisons", "Paired differences", "Bars are 95% t intervals.", chart.to_dict())
-
-
-def _curves(rows: Sequence[Row]) -> Figure:
-    values = [{key: row[key] for key in ("run_id", "step", "value", "benchmark")} for row in rows]
-    names = list(dict.fromkeys(row["benchmark"] for row in rows))
-    score = altair.Y("value:Q").scale(zero=False)
-    chart = altair.Chart(altair.Data(values=values), width="container").mark_point().encode(x="step:Q", y=score)
-    chosen = {"name": "chosen", "value": names[0], "bind": {"input": "select", "options": names, "name": "Benchmark "}}
-    spec = chart.to_dict() | {"params": [chosen], "transform": [{"filter": "datum.benchmark == chosen"}]}
-    return Figure("steps", "curves", "Scores by step", "One point for each run.", spec)
-
-
-def _published(found: Findings) -> Figure:
-    beside = [
-        {"published": row["published"], "measured": row["measured"], "benchmark": row["benchmark"]}
-        for row in found.beside
-        if row["measured"] is not None
-    ]
-    chart = (
-        altair.Chart(altair.Data(values=beside), width="container")
-        .mark_point()
-        .encode(x="published:Q", y="measured:Q", color="benchmark:N")
-    )
-    return Figure(
-        "published-table2", "published", "Measured and published", "The diagonal is agreement.", chart.to_dict()
     )

@@ -121,7 +121,7 @@ def test_rows_have_the_columns_of_the_file() -> None:
     rows = comparison_rows(list(compared(study(5, 0.05)).values()))
     assert all(set(row) == set(COLUMNS) for row in rows)
     row = next(row for row in rows if row["comparison"] == "DPO against SFT" and row["benchmark"] == "mmlu")
-    assert row["contrast"] == "method=dpo against method=sft"
+    assert row["contrast"] == "method=dpo against sft"
     assert (row["interval_over"], row["cells"], row["seeds_min"], row["runs"]) == ("seeds", 2, 5, 20)
 
 

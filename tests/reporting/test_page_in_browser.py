@@ -92,15 +92,17 @@ def until(page: Any, expression: str, wanted: object) -> None:
     assert found == wanted
 
 
-def last_point(page: Any) -> tuple[str, float, float]:
-    """The run of the point that is drawn last, on which no other lies, and where it is."""
+def free_point(page: Any) -> tuple[str, float, float]:
+    """The run of a point on which no other lies, and where it is."""
     found = page.evaluate(
         """() => {
-            const marks = [...document.querySelectorAll('#figure-tradeoff .mark-symbol path')];
-            const mark = marks.filter((each) => each.__data__?.datum?.run_id).at(-1);  // Vega keeps the datum there
-            mark.scrollIntoView({block: 'center', behavior: 'instant'});
-            const box = mark.getBoundingClientRect();
-            return [mark.__data__.datum.run_id, box.x + box.width / 2, box.y + box.height / 2];
+            document.querySelector('#figure-tradeoff svg').scrollIntoView({block: 'center', behavior: 'instant'});
+            for (const mark of document.querySelectorAll('#figure-tradeoff .mark-symbol path')) {
+                const box = mark.getBoundingClientRect();
+                const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+                const run_id = mark.__data__?.datum?.run_id;  // Vega keeps the datum there
+                if (run_id && document.elementFromPoint(x, y) === mark) return [run_id, x, y];
+            }
         }"""
     )
     return found[0], found[1], found[2]
@@ -112,7 +114,7 @@ def test_every_chart_is_drawn_and_the_page_is_no_wider_than_the_window(
     opened: Open, report: Path, study: Content, size: dict[str, int], scheme: str
 ) -> None:
     page = opened(report, size=size, scheme=scheme)
-    assert page.locator(".chart svg.marks").count() == len(study.figures) == 5
+    assert page.locator(".chart svg.marks").count() == len(study.figures) > 10
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     ink, paper = page.evaluate(
         "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
@@ -120,6 +122,36 @@ def test_every_chart_is_drawn_and_the_page_is_no_wider_than_the_window(
     assert (_lightness(ink) > _lightness(paper)) == (scheme == "dark")
     label = page.locator(".chart svg text").first
     assert page.evaluate("label => getComputedStyle(label).fill", label.element_handle()) == ink
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_no_text_of_a_chart_is_cut_or_lies_on_another(opened: Open, report: Path, size: dict[str, int]) -> None:
+    page = opened(report, size=size)
+    found = page.evaluate(
+        """() => {
+            const told = [];
+            for (const chart of document.querySelectorAll('.chart svg.marks')) {
+                const name = chart.closest('figure').id;
+                const frame = chart.getBoundingClientRect();
+                const texts = [...chart.querySelectorAll('text')].filter((each) => each.textContent.trim());
+                const boxes = texts.map((each) => each.getBoundingClientRect());
+                boxes.forEach((box, i) => {
+                    const out = [frame.left - box.left, box.right - frame.right, frame.top - box.top,
+                                 box.bottom - frame.bottom];
+                    if (Math.max(...out) > 1) told.push([name, 'cut', texts[i].textContent]);
+                    if (texts[i].closest('.role-axis-title')) boxes.forEach((other, j) => {
+                        const across = Math.min(box.right, other.right) - Math.max(box.left, other.left);
+                        const down = Math.min(box.bottom, other.bottom) - Math.max(box.top, other.top);
+                        const turned = texts[j].getAttribute('transform')?.includes('rotate');
+                        if (i !== j && !turned && Math.min(across, down) > 1)
+                            told.push([name, texts[i].textContent, texts[j].textContent]);
+                    });
+                });
+            }
+            return told;
+        }"""
+    )
+    assert found == []
 
 
 def _lightness(colour: str) -> float:
@@ -130,7 +162,7 @@ def test_a_click_on_a_point_opens_what_is_behind_it_and_escape_closes_it(
     opened: Open, report: Path, study: Content
 ) -> None:
     page = opened(report)
-    run_id, x, y = last_point(page)
+    run_id, x, y = free_point(page)
     page.mouse.click(x, y)
     dialog = page.locator("dialog#run[open]")
     dialog.wait_for()
@@ -275,12 +307,18 @@ def test_the_theme_is_switched_and_kept(opened: Open, report: Path) -> None:
 
 def test_what_a_chart_shows_is_chosen(opened: Open, report: Path) -> None:
     page = opened(report)
-    figure = page.locator("#figure-steps")
-    marks = "document.querySelectorAll('#figure-steps .mark-symbol path')"
-    shown = f"[...new Set([...{marks}].map((each) => each.__data__.datum.benchmark))]"
-    assert page.evaluate(shown) == ["mmlu"]
-    figure.get_by_label("Benchmark").select_option("bbh")
-    until(page, shown, ["bbh"])
+    figure = page.locator("#figure-tradeoff")
+    marks = "[...document.querySelectorAll('#figure-tradeoff .mark-symbol path')].map((each) => each.__data__.datum)"
+    runs = f"{marks}.filter((each) => each.run_id)"
+    both = page.evaluate(f"{runs}.length")
+    assert both > 100
+    figure.get_by_label("dataset all").select_option("hh_rlhf")
+    until(page, f"{runs}.every((each) => / hh_rlhf|^hh_rlhf|baseline/.test(each.label))", True)
+    assert 0 < page.evaluate(f"{runs}.length") < both
+    title = "[...document.querySelectorAll('#figure-tradeoff .role-axis-title text')].map((each) => each.textContent)"
+    assert "bbh" not in "".join(page.evaluate(title))
+    figure.get_by_label("Across").select_option(label="bbh exact_match (higher is better)")
+    until(page, f"{title}[0]", "bbh exact_match (higher is better)")
 
 
 def test_a_chart_is_saved_without_asking_anyone(opened: Open, report: Path) -> None:
@@ -300,13 +338,21 @@ def test_a_sweep_of_which_nothing_is_done_has_a_page(opened: Open, tmp_path: Pat
     page.locator("dialog[open]").get_by_text("It has no scores.").wait_for()
 
 
+def test_a_point_of_a_cell_with_one_seed_opens_its_run(opened: Open, tmp_path: Path) -> None:
+    page = opened(write_page(content((*STUDY, "seed=0")), tmp_path))
+    run_id, x, y = free_point(page)
+    page.mouse.click(x, y)
+    page.locator("dialog#run[open]").wait_for()
+    assert page.evaluate("location.hash") == f"#run={run_id}"
+
+
 def test_names_of_files_in_a_chart_are_text(opened: Open, study: Content, tmp_path: Path) -> None:
     """A tooltip is the one place where Vega writes HTML."""
     figure = next(each for each in study.figures if each.name == "tradeoff")
-    values = [each | {"model": HOSTILE[0]} for each in figure.spec["data"]["values"][:3]]
-    harmed = dataclasses.replace(figure, spec=figure.spec | {"data": {"values": values}})
+    rows = [each | {"label": HOSTILE[0]} for each in figure.spec["datasets"]["runs"][:3]]
+    harmed = dataclasses.replace(figure, spec=figure.spec | {"datasets": {"runs": rows, "cells": [], "front": []}})
     page = opened(write_page(dataclasses.replace(study, figures=[harmed]), tmp_path))
-    page.mouse.move(*last_point(page)[1:])
+    page.mouse.move(*free_point(page)[1:])
     tooltip = page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for()
     assert HOSTILE[0][:20] in tooltip.text_content()

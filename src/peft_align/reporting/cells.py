@@ -154,7 +154,7 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell's mean of one measure, at one step."""
+    """One cell's mean of one measure, at one step; `run_id` where it is of one run."""
 
     measure: Measure
     place: Mapping[str, Any]
@@ -162,6 +162,7 @@ class Cell:
     score: Score
     last: bool
     by_seed: Mapping[Any, float]
+    run_id: str | None
 
 
 def cells(results: Results, measures: Iterable[Measure] | None = None) -> list[Cell]:
@@ -175,7 +176,8 @@ def cells(results: Results, measures: Iterable[Measure] | None = None) -> list[C
             one = members[0]
             mean = score([v.value for v in members], [v.error for v in members])
             by_seed = {v.seed: v.value for v in members}
-            found.append(Cell(measure, one.place, one.step, mean, one.last, by_seed))
+            only = one.run_id if len(members) == 1 else None
+            found.append(Cell(measure, one.place, one.step, mean, one.last, by_seed, only))
     return found
 
 

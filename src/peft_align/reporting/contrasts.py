@@ -59,13 +59,21 @@ class Contrast:
         return {*self.cells, *against, *self.where, *self.more_with, *self.than_with, *self.each}
 
     def __str__(self) -> str:
-        text = f"{_words(self.cells)} against {self.against if isinstance(self.against, str) else _words(self.against)}"
-        text += f", more with {_words(self.more_with)} than with {_words(self.than_with)}" if self.more_with else ""
+        text = f"{_words(self.cells)} against {_other(self.cells, self.against)}"
+        if self.more_with:
+            text += f", more with {_words(self.more_with)} than with {_other(self.more_with, self.than_with)}"
         return text + (f" where {_words(self.where)}" if self.where else "")
 
 
 def _words(where: Where) -> str:
     return " ".join(f"{key}={','.join(map(_word, values))}" for key, values in where.items())
+
+
+def _other(where: Where, other: Where | str) -> str:
+    """The other side; of one and the same axis its values alone."""
+    if isinstance(other, str):
+        return other
+    return ",".join(map(_word, *other.values())) if len(other) == 1 and other.keys() == where.keys() else _words(other)
 
 
 def _word(value: Any) -> str:

@@ -232,6 +232,7 @@ def _told(content: Content) -> dict[str, Any]:
         "per_point": page_tables.per_point(content.per_point),
         "failed": [_failure(row, labels) for row in content.failures],
         "provenance": _provenance(content.provenance, labels),
+        "alone": not found.coverage.whole,
         "tested": sum(each.effect.p is not None for each in found.compared),
         "figures": {name: [one for one in content.figures if one.section == name] for name in SECTIONS},
     }
@@ -244,8 +245,9 @@ def _headline(found: Findings, compared: Sequence[Sentence]) -> list[tuple[str, 
     differences = sum(one.result in ("higher", "lower") for one in compared)
     decided = sum(each.verdict in ("supported", "contradicted") for each in found.claims)
     measured = sum(row["measured"] is not None for row in found.beside)
+    there = (f"of {planned}", "runs complete") if found.coverage.whole else ("", "runs in the table")
     return [
-        (str(total["done"]), f"of {planned}", "runs complete"),
+        (str(total["done"]), *there),
         (str(differences), f"of {len(found.compared)}", "comparisons show a difference"),
         (str(decided), f"of {len(found.claims)}", "claims decided"),
         (str(measured), f"of {len(found.beside)}", "published numbers measured"),

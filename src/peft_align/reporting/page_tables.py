@@ -89,12 +89,13 @@ def cell(value: Any, digits: int = 4, sign: bool = False) -> Cell:
 
 def number(value: float, digits: int = 4, sign: bool = False) -> str:
     """A number for people, with a real minus."""
+    plus = "+" if sign and value else ""
     if isinstance(value, int):
-        text = f"{value:+,}" if sign else f"{value:,}"
+        text = f"{value:{plus},}"
     elif value and math.isfinite(value) and not 1e-4 <= abs(value) < 1e6:
-        text = f"{value:{'+' if sign else ''}.{digits - 1}e}"
+        text = f"{value:{plus}.{digits - 1}e}"
     else:
-        text = f"{value:{'+' if sign else ''}.{digits}g}"
+        text = f"{value:{plus}.{digits}g}"
     return text.replace("-", "−") if "e" not in text else text
 
 

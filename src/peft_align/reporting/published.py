@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft_align.config.compose import ConfigSpace, config_dir
-from peft_align.reporting.cells import FAMILY, TUNED, Cell, Measure, Results, Value, cells, plain
+from peft_align.config.schema import MAIN_AXES
+from peft_align.reporting.cells import Cell, Measure, Results, cells, gather, plain
+from peft_align.reporting.frame import Frame, Planned
 from peft_align.reporting.statistics import t_quantile
-from peft_align.reporting.table import Row
+from peft_align.reporting.table import Row, columns
 
 SEEDS = 5  # of each published mean
+STEPS = 700  # of each training
 NUMBERS = {  # column of the files -> benchmark and metric
     "bbh": ("bbh", "exact_match"),
     "mmlu": ("mmlu", "acc"),
@@ -58,29 +61,41 @@ def entries() -> list[tuple[str, dict[str, Any], dict[str, float]]]:
     return found
 
 
-def as_results(space: ConfigSpace) -> Results:
-    """The published numbers as the results of a sweep with one value a cell and no seeds."""
-    results = Results()
-    models = {name: space.load("model", name) for name in {place["model"] for _, place, _ in entries()}}
-    ids: dict[tuple[Any, ...], str] = {}
+def as_table(space: ConfigSpace) -> tuple[Frame, list[Row]]:
+    """The published numbers as the table of a sweep with one value a cell and no seeds."""
+    ids: dict[tuple[Any, ...], str] = {}  # of the runs that merges are made from
+    runs, rows = [], []
     for table, place, numbers in entries():
-        model = models[place["model"]]
-        place |= {TUNED: model.get("instruction_tuned"), FAMILY: model.get("tuned_from") or place["model"]}
         place |= {"base": place["base"] or {"qlora": "nf4", "lora": "bf16"}[place["peft"]]}
         run_id = "-".join(["published", table, *(str(place[key]) for key in PLACE[1:] if place[key])])
-        ids[tuple(place[key] for key in ("dataset", "preference", "method", "model", "peft"))] = run_id
-        for column, number in numbers.items():
-            measure = Measure(*NUMBERS[column])
-            results.values.setdefault(measure, []).append(
-                Value(run_id, place, None, 700, False, True, number, None, None)
-            )
+        ids[tuple(place[key] for key in MAIN_AXES)] = run_id
+        parents: tuple[str, ...] = ()
         if place["kind"] == "merge":
-            named = (each.split("_") for each in place["inputs"].split("+"))
-            parents = ((place["dataset"], p, m, place["model"], place["peft"]) for m, p in named)
-            results.parents[run_id] = tuple(ids[parent] for parent in parents)
-    results.main = list(results.values)
-    results.better = dict.fromkeys(results.values, True)
-    return results
+            inputs = (each.split("_") for each in place["inputs"].split("+"))
+            parents = tuple(ids[place["dataset"], p, m, place["model"], place["peft"]] for m, p in inputs)
+        step = 0 if place["kind"] == "baseline" else STEPS
+        steps = {NUMBERS[column][0]: (step,) for column in numbers}
+        choices = {key: place[key] for key in (*MAIN_AXES, "merge") if place[key]}
+        axes = choices | ({"inputs": place["inputs"]} if place["inputs"] else {})
+        runs.append(Planned(run_id, place["kind"], place["base"], parents, False, choices, axes, {}, steps))
+        for column, number in numbers.items():
+            benchmark, metric = NUMBERS[column]
+            own = {"run_id": run_id, "step": step, "benchmark": benchmark, "metric": metric, "value": number}
+            rows.append(place | own | {"higher_is_better": True})
+    models = {
+        name: {key: model.get(key) for key in ("tuned_from", "instruction_tuned")}
+        for name in {run.choices["model"]: None for run in runs}
+        for model in [space.load("model", name)]
+    }
+    metrics = {benchmark: (metric,) for benchmark, metric in NUMBERS.values()}
+    frame = Frame("the study's published numbers", (*MAIN_AXES, "merge", "inputs"), tuple(runs), metrics, models)
+    return frame, [dict.fromkeys(columns(frame)) | row for row in rows]
+
+
+def as_results(space: ConfigSpace) -> Results:
+    """The published numbers as the results of a sweep."""
+    frame, rows = as_table(space)
+    return gather(frame, columns(frame), rows)
 
 
 def beside(results: Results) -> list[Row]:
@@ -141,5 +156,8 @@ def summary(rows: Sequence[Row]) -> str:
     text = f"of the {len(rows)} published numbers {len(measured)} are measured"
     judged = [row for row in measured if row["inside_interval"] is not None]
     rerun = [row for row in measured if row["inside_rerun"] is not None]
-    text += f", {sum(row['inside_interval'] for row in judged)} of {len(judged)} inside the 95% interval"
-    return text + f", {sum(row['inside_rerun'] for row in rerun)} of {len(rerun)} inside that of a rerun"
+    if judged:
+        text += f", {sum(row['inside_interval'] for row in judged)} of {len(judged)} inside the 95% interval"
+    if rerun:
+        text += f", {sum(row['inside_rerun'] for row in rerun)} of {len(rerun)} inside that of a rerun"
+    return text

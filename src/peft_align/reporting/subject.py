@@ -14,6 +14,7 @@ from peft_align.grid.planner import Item
 from peft_align.grid.runs import Sweep
 from peft_align.reporting.coverage import Coverage, coverage, of_table
 from peft_align.reporting.frame import Frame, frame_of
+from peft_align.reporting.published import as_table
 from peft_align.reporting.stored import identity_of, read_tables
 from peft_align.reporting.table import Row, judges_of, rows
 from peft_align.reporting.told import Told, told_of
@@ -102,6 +103,12 @@ def of_tables(space: ConfigSpace, paths: Sequence[Path], folder: Path | None) ->
         raise InputError([Fault("--from", "names no table", "give results.parquet of a sweep's folder")])
     frame, table = read_tables(paths)
     folder = folder or paths[0].with_name(f"{paths[0].stem}_report")
+    return Subject(space, frame, table, of_table(frame, table), folder)
+
+
+def of_published(space: ConfigSpace, folder: Path) -> Subject:
+    """The study's published numbers, as if they were a sweep's table. Raises InputError."""
+    frame, table = as_table(space)
     return Subject(space, frame, table, of_table(frame, table), folder)
 
 

@@ -14,9 +14,9 @@ VARIANCE = ["benchmark", "judge", "metric", "term", "df", "sum_of_squares", "sha
 
 
 def front_columns(results: Results) -> list[str]:
-    """Columns of front.csv."""
+    """Columns of front.csv; `run_id` where a cell is one run."""
     names = ["among", "kind", *results.axes, "base", "first", "first_judge", "second", "second_judge"]
-    return [*names, "first_mean", "second_mean", "on_front", "probability", "cells", "seeds"]
+    return [*names, "first_mean", "second_mean", "on_front", "probability", "cells", "seeds", "run_id"]
 
 
 def fronts(results: Results, sides: Mapping[str, Sequence[str]]) -> list[Row]:
@@ -61,7 +61,8 @@ def _front(results: Results, first: Measure, second: Measure) -> list[Row]:
             row |= {"first": f"{first.benchmark} {first.metric}", "first_judge": first.judge}
             row |= {"second": f"{second.benchmark} {second.metric}", "second_judge": second.judge}
             row |= {"first_mean": signs[0] * mean[0], "second_mean": signs[1] * mean[1], "on_front": is_on}
-            rows.append(row | {"probability": p, "cells": len(kept), "seeds": len(values)})
+            only = found[first].run_id if found[first].run_id == found[second].run_id else None
+            rows.append(row | {"probability": p, "cells": len(kept), "seeds": len(values), "run_id": only})
     return rows
 
 

@@ -25,6 +25,7 @@ function chartConfig(narrow) {
       gridOpacity: 0.12,
       labelLimit: narrow ? 110 : 260,
     },
+    ...(narrow ? { axisX: { titleAnchor: "end" } } : {}), // a long title goes on below the labels of the other axis
     header: { labelColor: ink, titleColor: ink, titleFontWeight: 500 },
     legend: {
       labelColor: ink,
@@ -33,7 +34,7 @@ function chartConfig(narrow) {
       labelLimit: 220,
       symbolBaseFillColor: ink,
       symbolBaseStrokeColor: ink,
-      ...(narrow ? { orient: "bottom", columns: 2, labelLimit: 110 } : {}),
+      ...(narrow ? { layout: { bottom: { anchor: "end", direction: "vertical" } } } : {}), // as the title, for room
     },
   };
 }

@@ -32,7 +32,7 @@ LABEL = 26  # characters of a line: beside such labels, half of a phone's width 
 CONFIG: Spec = {
     "lineBreak": "\n",
     "range": {"category": list(PALETTE)},
-    "axis": {"labelLimit": 0, "titleLimit": 0, "tickCount": TICKS},
+    "axis": {"labelLimit": 0, "titleLimit": 0, "tickCount": TICKS, "maxExtent": 400},  # by default a title is in labels
     "legend": {"orient": "bottom", "columns": 2, "labelLimit": 0, "titleLimit": 0, "symbolLimit": 0}
     | {"symbolOpacity": 1, "symbolBaseFillColor": GREY, "symbolBaseStrokeColor": GREY},
     "header": {"labelLimit": 0, "titleLimit": 0},

@@ -147,7 +147,9 @@ def cell_rows(results: Results, keys: Mapping[Measure, str], names: Mapping[str,
             own = found.setdefault(tuple(map(cell.place.get, axes)), {})
             pairs = tuple(map(cell.place.get, PAIRS))
             if pairs not in own:
-                own[pairs] = _place(cell.place, names)
+                own[pairs] = _place(cell.place, names) | {"run_id": cell.run_id}
+            if cell.run_id != own[pairs]["run_id"]:
+                own[pairs]["run_id"] = None  # another of its measures is of several
             key, mean = keys[cell.measure], cell.score
             own[pairs] |= {key: mean.mean, f"{key}_low": mean.low, f"{key}_high": mean.high, "seeds": mean.seeds}
     return _joined(found)
@@ -172,7 +174,7 @@ def front_rows(fronts: Sequence[Row], keys: Mapping[str, str], names: Mapping[st
         ]
         if all(side in keys for side in sides):
             own = _place(row, names) | {"first": keys[sides[0]], "second": keys[sides[1]]}
-            own |= {"among": plain_text(row["among"])}
+            own |= {"among": plain_text(row["among"]), "run_id": row["run_id"]}
             own |= {"first_mean": row["first_mean"], "second_mean": row["second_mean"], "on_front": row["on_front"]}
             found.append(own | {"probability": row["probability"], "seeds": row["seeds"], "of": row["cells"]})
     return found
