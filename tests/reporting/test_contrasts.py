@@ -283,6 +283,24 @@ def test_a_side_of_ones_own_is_added_and_one_of_the_same_name_replaced(tmp_path:
         load_sides(dirs)
 
 
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({"cells": {"method": "dpo"}, "against": {"method": "sft"}}, "method=dpo against sft"),
+        ({"cells": {"preference": "mixture"}, "against": {"preference": ["harmless", "helpful"]}},
+         "preference=mixture against harmless,helpful"),
+        ({"cells": {"step": "last"}, "against": "baseline", "where": {"method": "sft"}},
+         "step=last against baseline where method=sft"),
+        ({"cells": {"method": "dpo", "peft": "lora"}, "against": {"method": "sft", "peft": "qlora"}},
+         "method=dpo peft=lora against method=sft peft=qlora"),
+        ({"cells": {"method": "dpo"}, "against": {"method": "sft"}, "more_with": {"peft": "lora"},
+          "than_with": {"peft": "qlora"}}, "method=dpo against sft, more with peft=lora than with qlora"),
+    ],
+)  # fmt: skip
+def test_a_contrast_names_an_axis_once_where_both_sides_are_values_of_it(node: dict[str, Any], words: str) -> None:
+    assert str(contrast(**node)) == words
+
+
 def test_benchmarks_are_named_by_side_by_name_or_with_a_metric() -> None:
     found = contrast(cells={"method": "dpo"}, against={"method": "sft"}, benchmarks=["helpful", "red_instruct.safety"])
     assert found.benchmarks == (("mmlu", None), ("bbh", None), ("red_instruct", "safety"))
