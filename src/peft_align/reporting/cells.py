@@ -64,6 +64,7 @@ class Results:
         better: whether higher is better.
         parents: ids of a merge's inputs, by its own.
         dropped: values that are no finite numbers, which are left out.
+        cells: the means by measure, once they were asked for: see `cells`.
     """
 
     values: dict[Measure, list[Value]] = field(default_factory=dict)
@@ -72,11 +73,12 @@ class Results:
     better: dict[Measure, bool | None] = field(default_factory=dict)
     parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: int = 0
+    cells: dict[Measure, list[Cell]] = field(default_factory=dict, repr=False)
 
     def varying(self) -> list[str]:
         """The axes of which there is more than one value among the trained runs."""
         trained = [v.place for values in self.values.values() for v in values if v.place["kind"] == "train"]
-        return [axis for axis in self.axes if differ([place.get(axis) for place in trained])]
+        return [axis for axis in self.axes if differ(place.get(axis) for place in trained)]
 
     def measures(self, benchmark: str, metric: str | None = None) -> list[Measure]:
         """Those of one benchmark: its main ones, or of this metric; one for each judge."""
@@ -166,18 +168,25 @@ class Cell:
 
 
 def cells(results: Results, measures: Iterable[Measure] | None = None) -> list[Cell]:
-    """The mean over seeds of every cell and step."""
+    """The mean over seeds of every cell and step; of each measure it is computed once."""
+    asked = list(measures if measures is not None else results.values)
+    for measure in asked:
+        if measure not in results.cells:
+            results.cells[measure] = _cells(results, measure)
+    return [cell for measure in asked for cell in results.cells[measure]]
+
+
+def _cells(results: Results, measure: Measure) -> list[Cell]:
+    groups: dict[tuple[Any, ...], list[Value]] = {}
+    for value in results.values.get(measure, ()):
+        groups.setdefault((*value.at(("kind", "base", *results.axes)), value.step), []).append(value)
     found = []
-    for measure in measures if measures is not None else results.values:
-        groups: dict[tuple[Any, ...], list[Value]] = {}
-        for value in results.values.get(measure, ()):
-            groups.setdefault((*value.at(("kind", "base", *results.axes)), value.step), []).append(value)
-        for members in groups.values():
-            one = members[0]
-            mean = score([v.value for v in members], [v.error for v in members])
-            by_seed = {v.seed: v.value for v in members}
-            only = one.run_id if len(members) == 1 else None
-            found.append(Cell(measure, one.place, one.step, mean, one.last, by_seed, only))
+    for members in groups.values():
+        one = members[0]
+        mean = score([v.value for v in members], [v.error for v in members])
+        by_seed = {v.seed: v.value for v in members}
+        only = one.run_id if len(members) == 1 else None
+        found.append(Cell(measure, one.place, one.step, mean, one.last, by_seed, only))
     return found
 
 

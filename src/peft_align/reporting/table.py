@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -169,10 +168,21 @@ def write_csv(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")  # which writes a float as repr does
         writer.writerow(names)
-        writer.writerows([_text(v) if isinstance(v, (str, bool)) else v for v in map(row.get, names)] for row in table)
+        of_each = ([row.get(name) for row in table] for name in names)
+        writer.writerows(zip(*map(_as_text, of_each), strict=True))
 
 
-@functools.lru_cache(maxsize=2**16)  # thousands of rows share them
+def _as_text(values: list[Any]) -> list[Any]:
+    """A column as CSV has it; numbers as they are."""
+    kinds = set(map(type, values))
+    if not kinds & {str, bool}:
+        return values
+    if kinds <= {str, type(None)}:  # each text once: thousands of rows share it
+        told = {value: value if value is None else _text(value) for value in set(values)}
+        return [told[value] for value in values]
+    return [_text(value) if isinstance(value, (str, bool)) else value for value in values]
+
+
 def _text(value: str | bool) -> str:
     if isinstance(value, bool):
         return str(value).lower()
@@ -200,15 +210,15 @@ def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row], frame:
     every = zip(*map(itemgetter(*names), table), strict=True) if table else [()] * len(names)
     for name, values in zip(names, every, strict=True):
         further = name not in (*FIRST, *LAST)
-        numeric = further and all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) for v in values if v is not None
-        )
+        kinds = set(map(type, values)) - {type(None)}
+        numeric = further and kinds <= {int, float}
         kind = pa.type_for_alias(TYPES.get(name, "float64" if numeric else "string"))
-        stored = [None if v is None else str(v) for v in values] if kind == pa.string() else values
-        arrays.append(pa.array(stored, kind))
+        is_text = kind == pa.string() and not kinds <= {str}
+        arrays.append(pa.array([None if v is None else str(v) for v in values] if is_text else values, kind))
         if further:
             as_is = float if numeric else str
-            restored[name] = {str(as_is(v)): v for v in values if v is not None and not isinstance(v, as_is)}
+            other = () if kinds <= {as_is} else values
+            restored[name] = {str(as_is(v)): v for v in other if v is not None and not isinstance(v, as_is)}
     written = pa.Table.from_arrays(arrays, names=list(names))
     if frame is not None:
         said = json.dumps(to_plain(frame) | {"restored": restored})
@@ -229,7 +239,7 @@ def markdown(sweep: Sweep | Frame, table: Sequence[Row]) -> str:
     if not table:
         return "No results yet.\n"
     keys = [*MAIN_AXES, *_further(columns(sweep)), "step"]
-    varying = [k for k in keys if k in ("method", "peft") or differ([row[k] for row in table])]
+    varying = [k for k in keys if k in ("method", "peft") or differ(row[k] for row in table)]
     several = len({(row["peft"], row["base"]) for row in table}) > len({row["peft"] for row in table})
     if several or any(row["kind"] == "merge" and row["base"] not in BYTES for row in table):
         varying.insert(varying.index("peft") + 1, "base")  # not what the kind of adapter says
@@ -285,9 +295,11 @@ def _conditions_differ(table: Sequence[Row], keys: Sequence[str]) -> bool:
     return len(set(places)) < len(places)
 
 
-def differ(values: Sequence[Any]) -> bool:
+def differ(values: Iterable[Any]) -> bool:
     """Whether they are not all the same; 1, 1.0 and true are not."""
-    return any(value is not values[0] and repr(value) != repr(values[0]) for value in values)
+    left = iter(values)
+    first = next(left, None)
+    return any(value is not first and repr(value) != repr(first) for value in left)
 
 
 def _is_shown(named: Mapping[str, Sequence[str]], benchmark: str, metric: str) -> bool:

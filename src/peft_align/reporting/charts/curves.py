@@ -73,7 +73,7 @@ def setting_figures(results: Results, table: Sequence[Row]) -> list[Figure]:
     for name, (key, words) in SETTINGS.items():
         rows: list[Row] = []
         measures: list[tuple[Measure, bool | None]] = []
-        for measure, better, own in _last(results, table):
+        for measure, better, own in _last(results, table) if table and key in table[0] else ():
             drawn = setting_rows(own, key)
             if drawn:
                 rows += [row | {"measure": f"m{len(measures)}"} for row in drawn]
