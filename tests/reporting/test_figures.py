@@ -169,7 +169,7 @@ def test_the_trade_off_has_every_run_and_cell_and_the_front_with_its_probability
     for measure, key in ((mmlu, "m0"), (toxicity, "m1")):
         scores = sorted((c.score.mean, c.score.low, c.score.high) for c in cells(found.results, [measure]) if c.last)
         assert sorted((row[key], row[f"{key}_low"], row[f"{key}_high"]) for row in data["cells"]) == scores
-    assert not any("run_id" in row for row in data["cells"])
+    assert {row["run_id"] for name in ("cells", "front") for row in data[name]} == {None}  # each is of several runs
     assert [(row["on_front"], row["probability"]) for row in data["front"]] == [
         (row["on_front"], row["probability"]) for row in found.fronts
     ]
