@@ -98,7 +98,7 @@ def wanted(argv: Sequence[str]) -> Wanted:
     sources = [flag for flag in SOURCES if flag in given]
     if len(sources) > 1:
         what = "a report is of sweeps, of tables, or of the published numbers"
-        faults.append(Fault(" ".join(sources), what, f"leave out {' or '.join(sources)}"))
+        faults.append(Fault(" ".join(sources), what, "give one of them"))
     if faults:
         raise InputError(faults)
     to = Path(given["--to"][0]) if "--to" in given else None
@@ -139,7 +139,8 @@ def _alone(flag: str, rest: Sequence[str], keys: Sequence[str]) -> CommandLine:
     faults = list(line.faults)
     words = [*(o.text for o in line.overrides if o.key not in keys), *line.hydra]
     words += [f"+grid={name}" for name in line.grids] + [f"+selected={path}" for path in line.selected]
-    what = f"with {flag} the report is of what was asked for then"
+    then = "what is published" if flag == "--published" else "what was asked for then"
+    what = f"with {flag} the report is of {then}"
     faults += [Fault(word, what, f"leave it out, or leave out {flag}") for word in words]
     if flag in ("--from", "--published") and line.flags & set(FLAGS):
         faults.append(Fault("--ended", "of tables alone there are no jobs", "leave it out"))

@@ -12,7 +12,7 @@ from typing import Any
 import altair as alt
 import pytest
 import vl_convert
-from measured import done, noise, table
+from measured import done, noise, results, table
 from sweeping import expand, shipped
 
 from peft_align.grid.runs import Run
@@ -21,7 +21,7 @@ from peft_align.reporting.cells import Measure, cells
 from peft_align.reporting.charts import common
 from peft_align.reporting.charts.common import PALETTE, wrapped
 from peft_align.reporting.charts.curves import setting_rows
-from peft_align.reporting.charts.tradeoff import _only
+from peft_align.reporting.charts.tradeoff import _only, cell_rows
 from peft_align.reporting.comparisons import TOO_FEW
 from peft_align.reporting.drawing import VEGA_LITE
 from peft_align.reporting.figures import Figure, draw, figures, write_figures
@@ -169,11 +169,30 @@ def test_the_trade_off_has_every_run_and_cell_and_the_front_with_its_probability
     for measure, key in ((mmlu, "m0"), (toxicity, "m1")):
         scores = sorted((c.score.mean, c.score.low, c.score.high) for c in cells(found.results, [measure]) if c.last)
         assert sorted((row[key], row[f"{key}_low"], row[f"{key}_high"]) for row in data["cells"]) == scores
-    assert {row["run_id"] for name in ("cells", "front") for row in data[name]} == {None}  # each is of several runs
+    for name in ("cells", "front"):  # those of a base are of one run, which has an id, all others of several seeds
+        assert all((row["run_id"] is None) == (row["kind"] != "baseline") for row in data[name])
     assert [(row["on_front"], row["probability"]) for row in data["front"]] == [
         (row["on_front"], row["probability"]) for row in found.fronts
     ]
     assert {row["first"] for row in data["front"]} == {"m0"}
+
+
+def test_a_cell_has_the_run_that_all_its_scores_are_of() -> None:
+    sweep = expand(
+        *(word for word in WORDS if word[:4] not in ("meth", "seed", "pref", "peft")), "method=sft", "seed=0,1"
+    )
+    first = next(run for run in sweep.runs if run.config.seed == 0)
+    mmlu, toxicity = Measure("mmlu", "acc"), Measure("real_toxicity", "score")
+    keys, names = {mmlu: "m0", toxicity: "m1"}, {"a0": "method"}
+
+    def of(run: Run, benchmark: str, step: int) -> float | None:
+        return None if run.id != first.id and benchmark in lacking else 0.5
+
+    found = {}
+    for lacking in ((), ("mmlu",), ("mmlu", "real_toxicity")):
+        rows = cell_rows(results(sweep, of), keys, names)
+        found[lacking] = [row["run_id"] for row in rows if row["kind"] == "sft"]
+    assert list(found.values()) == [[None], [None], [first.id]]
 
 
 def test_the_measures_of_the_trade_off_and_its_axes_can_be_chosen(drawn: dict[str, Figure]) -> None:

@@ -130,20 +130,21 @@ def test_no_text_of_a_chart_is_cut_or_lies_on_another(opened: Open, report: Path
     found = page.evaluate(
         """() => {
             const told = [];
+            const slanted = (each) => /rotate\\((?!-?90)/.test(each.getAttribute('transform'));  // its box is empty
             for (const chart of document.querySelectorAll('.chart svg.marks')) {
                 const name = chart.closest('figure').id;
                 const frame = chart.getBoundingClientRect();
-                const texts = [...chart.querySelectorAll('text')].filter((each) => each.textContent.trim());
+                const texts = [...chart.querySelectorAll('text')].filter(
+                    (each) => each.textContent.trim() && each.checkVisibility({opacityProperty: true}));
                 const boxes = texts.map((each) => each.getBoundingClientRect());
                 boxes.forEach((box, i) => {
                     const out = [frame.left - box.left, box.right - frame.right, frame.top - box.top,
                                  box.bottom - frame.bottom];
                     if (Math.max(...out) > 1) told.push([name, 'cut', texts[i].textContent]);
-                    if (texts[i].closest('.role-axis-title')) boxes.forEach((other, j) => {
+                    if (!slanted(texts[i])) boxes.forEach((other, j) => {
                         const across = Math.min(box.right, other.right) - Math.max(box.left, other.left);
                         const down = Math.min(box.bottom, other.bottom) - Math.max(box.top, other.top);
-                        const turned = texts[j].getAttribute('transform')?.includes('rotate');
-                        if (i !== j && !turned && Math.min(across, down) > 1)
+                        if (i !== j && !slanted(texts[j]) && Math.min(across, down) > 1)
                             told.push([name, texts[i].textContent, texts[j].textContent]);
                     });
                 });
@@ -344,6 +345,20 @@ def test_a_point_of_a_cell_with_one_seed_opens_its_run(opened: Open, tmp_path: P
     page.mouse.click(x, y)
     page.locator("dialog#run[open]").wait_for()
     assert page.evaluate("location.hash") == f"#run={run_id}"
+    page.keyboard.press("Escape")
+    x, y = page.evaluate(
+        """() => {
+            const line = document.querySelector('#figure-tradeoff .mark-line path');
+            const to = line.getScreenCTM();
+            for (let at = 0; at < line.getTotalLength(); at += 1) {
+                const {x, y} = line.getPointAtLength(at).matrixTransform(to);
+                if (document.elementFromPoint(x, y) === line) return [x, y];
+            }
+        }"""
+    )
+    page.mouse.click(x, y)
+    page.wait_for_timeout(200)
+    assert page.locator("dialog[open]").count() == 0, "the front's line is of no run"
 
 
 def test_names_of_files_in_a_chart_are_text(opened: Open, study: Content, tmp_path: Path) -> None:

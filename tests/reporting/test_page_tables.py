@@ -24,6 +24,13 @@ def test_numbers_have_four_digits_and_a_real_minus(value: float, text: str) -> N
     assert page_tables.cell(value).text == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.5, "+0.5"), (-0.5, "−0.5"), (0.0, "0"), (-0.0, "0"), (3, "+3"), (0, "0")]
+)
+def test_a_difference_has_a_sign_unless_it_is_none(value: float, text: str) -> None:
+    assert page_tables.cell(value, sign=True).text == text
+
+
 def test_a_cell_is_sorted_by_its_value_and_not_by_its_text() -> None:
     assert page_tables.cell(1e-7).sort == 1e-7
     assert page_tables.interval(0.25, 0.5).sort == 0.25

@@ -81,7 +81,9 @@ def take_values(
     faults = []
     for name, values in given.items():
         least, most = named[name]
-        if len(values) < least or "" in values:
+        if len(values) > most == 0:
+            faults.append(Fault(f"{name}={values[-1]}", f"{name} takes no value", f"write {name}"))
+        elif len(values) < least or "" in values:
             faults.append(Fault(name, "has no value", f"write {name} VALUE"))
         elif len(values) > most:
             faults.append(Fault(name, "is given twice", "give one value"))

@@ -64,7 +64,7 @@ class Results:
         better: whether higher is better.
         parents: ids of a merge's inputs, by its own.
         dropped: values that are no finite numbers, which are left out.
-        cells: the means by measure, once they were asked for: see `cells`.
+        cells: the means by measure, once they were asked for (see `cells`): then `values` may change no more.
     """
 
     values: dict[Measure, list[Value]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Results:
     better: dict[Measure, bool | None] = field(default_factory=dict)
     parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: int = 0
-    cells: dict[Measure, list[Cell]] = field(default_factory=dict, repr=False)
+    cells: dict[Measure, list[Cell]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def varying(self) -> list[str]:
         """The axes of which there is more than one value among the trained runs."""

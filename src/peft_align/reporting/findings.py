@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from peft_align.config.compose import ConfigSpace
@@ -45,7 +46,8 @@ class Findings:
     """All that is computed.
 
     Attributes:
-        published: the same claims on the study's published numbers.
+        published: the same claims on the study's published numbers; none where those are what is reported on.
+        beside: published numbers and the sweep's own; likewise.
     """
 
     results: Results
@@ -72,14 +74,15 @@ def find_in(
     """Compute everything from a table, and what else is known of the sweep that it is of."""
     contrasts = [*questions.comparisons, *(c for claim in questions.claims for c in claim.contrasts)]
     asked = sorted({key for contrast in contrasts for key in contrast.named()})
-    results, theirs = gather(frame, columns(frame), table, asked), published.as_results(space)
+    results = gather(frame, columns(frame), table, asked)
+    theirs = None if frame.name == published.NAME else published.as_results(space)
     return Findings(
         results,
         covered,
         comparisons.comparisons(results, questions.comparisons),
         [evaluate(results, claim) for claim in questions.claims],
-        [evaluate(theirs, claim) for claim in questions.claims],
-        published.beside(results),
+        [evaluate(theirs, claim) for claim in questions.claims] if theirs else [],
+        published.beside(results) if theirs else [],
         fronts(results, questions.sides),
         variance_rows(results),
         tables(results, frame),
@@ -210,12 +213,17 @@ def _p(p: float | None) -> str:
 
 def _claim_sentences(found: Findings) -> list[str]:
     lines = []
-    for ours, theirs in zip(found.claims, found.published, strict=True):
+    for ours, theirs in with_published(found):
         rests = f"; at most {ours.runs} runs a part" if ours.runs else ""
         lines.append(f"{ours.claim.says}: **{ours.verdict}** ({ours.note}{rests}).")
         lines[-1] += "".join(f"\n  - {part.text}" for part in part_sentences(ours))
-        lines[-1] += f"\n  - The published tables: {theirs.verdict} ({theirs.note})."
+        lines[-1] += f"\n  - The published tables: {theirs.verdict} ({theirs.note})." if theirs else ""
     return lines
+
+
+def with_published(found: Findings) -> list[tuple[Verdict, Verdict | None]]:
+    """Each claim on the sweep and on the published numbers."""
+    return list(zip_longest(found.claims, found.published))
 
 
 def part_sentences(verdict: Verdict) -> list[Sentence]:
@@ -285,9 +293,10 @@ def summary(found: Findings) -> str:
     for each in shown[:SHOWN]:
         text += f"  {comparison_sentence(each)}\n"
     text += f"  {len(shown) - SHOWN} more in findings.md\n" if len(shown) > SHOWN else ""
-    decided = [(a, b) for a, b in zip(found.claims, found.published, strict=True) if a.verdict != TOO_FEW]
+    decided = [(a, b) for a, b in with_published(found) if a.verdict != TOO_FEW]
     for ours, theirs in decided[: 2 * SHOWN]:
-        text += f"Claim {ours.claim.name}: {ours.verdict} ({ours.note}; published tables: {theirs.verdict}).\n"
+        also = f"; published tables: {theirs.verdict}" if theirs else ""
+        text += f"Claim {ours.claim.name}: {ours.verdict} ({ours.note}{also}).\n"
     left = len(found.claims) - len(decided)
     text += f"Not enough runs for {left} of {len(found.claims)} claims.\n" if left else ""
     return text + f"{_capital(published.summary(found.beside))}.\n"

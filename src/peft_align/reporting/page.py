@@ -30,6 +30,7 @@ from peft_align.reporting.findings import (
     front_sentences,
     part_sentences,
     variance_sentences,
+    with_published,
 )
 from peft_align.reporting.page_data import compact_answers, compact_details, embedded
 from peft_align.reporting.provenance import Provenance
@@ -233,42 +234,40 @@ def _told(content: Content) -> dict[str, Any]:
         "failed": [_failure(row, labels) for row in content.failures],
         "provenance": _provenance(content.provenance, labels),
         "alone": not found.coverage.whole,
+        "whose": ["this sweep", "published tables"] if found.published else ["published tables"],
         "tested": sum(each.effect.p is not None for each in found.compared),
         "figures": {name: [one for one in content.figures if one.section == name] for name in SECTIONS},
     }
 
 
 def _headline(found: Findings, compared: Sequence[Sentence]) -> list[tuple[str, str, str]]:
-    """Four figures: number, of how many, what they are."""
+    """Some figures: number, of how many, what they are."""
     total = found.coverage.of()
     planned = total["done"] + total["failed"] + total["missing"]
     differences = sum(one.result in ("higher", "lower") for one in compared)
     decided = sum(each.verdict in ("supported", "contradicted") for each in found.claims)
     measured = sum(row["measured"] is not None for row in found.beside)
     there = (f"of {planned}", "runs complete") if found.coverage.whole else ("", "runs in the table")
-    return [
+    told = [
         (str(total["done"]), *there),
         (str(differences), f"of {len(found.compared)}", "comparisons show a difference"),
         (str(decided), f"of {len(found.claims)}", "claims decided"),
-        (str(measured), f"of {len(found.beside)}", "published numbers measured"),
     ]
+    beside = (str(measured), f"of {len(found.beside)}", "published numbers measured")
+    return [*told, beside] if found.beside else told
 
 
 def _claims(found: Findings) -> list[dict[str, Any]]:
-    """Each claim with both verdicts: those that the runs bear out first, those without enough runs last."""
+    """Each claim with its verdicts: those that the runs bear out first, those without enough runs last."""
     order = ["supported", "contradicted", "undecided", TOO_FEW]
     told = [
         {
             "says": ours.claim.says,
             "verdict": ours.verdict,
             "note": ours.note,
-            "runs": ours.runs,
-            "parts": part_sentences(ours),
-            "theirs": theirs.verdict,
-            "their_note": theirs.note,
-            "their_parts": part_sentences(theirs),
+            "told": [(one.verdict, one.note, part_sentences(one)) for one in (ours, theirs) if one],
         }
-        for ours, theirs in zip(found.claims, found.published, strict=True)
+        for ours, theirs in with_published(found)
     ]
     return sorted(told, key=lambda one: order.index(str(one["verdict"])))
 

@@ -89,6 +89,7 @@ def cell(value: Any, digits: int = 4, sign: bool = False) -> Cell:
 
 def number(value: float, digits: int = 4, sign: bool = False) -> str:
     """A number for people, with a real minus."""
+    value = value or 0  # a zero has no sign
     plus = "+" if sign and value else ""
     if isinstance(value, int):
         text = f"{value:{plus},}"

@@ -19,6 +19,7 @@ from peft_align.reporting.table import Row, columns
 
 SEEDS = 5  # of each published mean
 STEPS = 700  # of each training
+NAME = "the study's published numbers"  # of the sweep that they make
 NUMBERS = {  # column of the files -> benchmark and metric
     "bbh": ("bbh", "exact_match"),
     "mmlu": ("mmlu", "acc"),
@@ -82,13 +83,11 @@ def as_table(space: ConfigSpace) -> tuple[Frame, list[Row]]:
             benchmark, metric = NUMBERS[column]
             own = {"run_id": run_id, "step": step, "benchmark": benchmark, "metric": metric, "value": number}
             rows.append(place | own | {"higher_is_better": True})
-    models = {
-        name: {key: model.get(key) for key in ("tuned_from", "instruction_tuned")}
-        for name in {run.choices["model"]: None for run in runs}
-        for model in [space.load("model", name)]
-    }
+    loaded = {name: space.load("model", name) for name in dict.fromkeys(run.choices["model"] for run in runs)}
+    told = ("tuned_from", "instruction_tuned")
+    models = {name: {key: model.get(key) for key in told} for name, model in loaded.items()}
     metrics = {benchmark: (metric,) for benchmark, metric in NUMBERS.values()}
-    frame = Frame("the study's published numbers", (*MAIN_AXES, "merge", "inputs"), tuple(runs), metrics, models)
+    frame = Frame(NAME, (*MAIN_AXES, "merge", "inputs"), tuple(runs), metrics, models)
     return frame, [dict.fromkeys(columns(frame)) | row for row in rows]
 
 
@@ -149,7 +148,9 @@ def _measured(results: Results, cell: Cell, number: float) -> Row:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How many published numbers were measured, and how many of them fit."""
+    """How many published numbers were measured, and how many of them fit; without rows: nothing is beside them."""
+    if not rows:
+        return "these are the published numbers, so that there is nothing to set them against"
     measured = [row for row in rows if row["measured"] is not None]
     if not measured:
         return f"of the {len(rows)} published numbers none is measured"

@@ -168,18 +168,26 @@ def write_csv(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")  # which writes a float as repr does
         writer.writerow(names)
-        of_each = ([row.get(name) for row in table] for name in names)
-        writer.writerows(zip(*map(_as_text, of_each), strict=True))
+        writer.writerows(zip(*map(_as_text, _by_column(names, table)), strict=True))
 
 
-def _as_text(values: list[Any]) -> list[Any]:
-    """A column as CSV has it; numbers as they are."""
+def _by_column(names: Sequence[str], table: Sequence[Row]) -> Iterable[Sequence[Any]]:
+    """The values of each column; None where a row does not have it."""
+    if not table:
+        return [()] * len(names)
+    if len(names) > 1 and all(len(row) == len(names) for row in table):
+        return zip(*map(itemgetter(*names), table), strict=True)
+    return ([row.get(name) for row in table] for name in names)
+
+
+def _as_text(values: Sequence[Any]) -> Sequence[Any]:
+    """A column as CSV has it: numbers as they are, each text looked at once."""
     kinds = set(map(type, values))
-    if not kinds & {str, bool}:
+    if kinds <= {int, float, type(None)}:
         return values
-    if kinds <= {str, type(None)}:  # each text once: thousands of rows share it
-        told = {value: value if value is None else _text(value) for value in set(values)}
-        return [told[value] for value in values]
+    if kinds <= {str, type(None)}:
+        told = {value: text for value in set(values) if value is not None and (text := _text(value)) != value}
+        return [told.get(value, value) for value in values] if told else values
     return [_text(value) if isinstance(value, (str, bool)) else value for value in values]
 
 
@@ -207,11 +215,10 @@ def write_parquet(path: Path, names: Sequence[str], table: Sequence[Row], frame:
     import pyarrow.parquet as pq
 
     arrays, restored = [], {}
-    every = zip(*map(itemgetter(*names), table), strict=True) if table else [()] * len(names)
-    for name, values in zip(names, every, strict=True):
+    for name, values in zip(names, _by_column(names, table), strict=True):
         further = name not in (*FIRST, *LAST)
         kinds = set(map(type, values)) - {type(None)}
-        numeric = further and kinds <= {int, float}
+        numeric = further and all(issubclass(kind, (int, float)) and kind is not bool for kind in kinds)
         kind = pa.type_for_alias(TYPES.get(name, "float64" if numeric else "string"))
         is_text = kind == pa.string() and not kinds <= {str}
         arrays.append(pa.array([None if v is None else str(v) for v in values] if is_text else values, kind))

@@ -90,10 +90,12 @@ async function drawChart(box, spec) {
     const title = find("h3", box.parentElement).textContent;
     const described = { description: title, ...spec }; // for those who hear the page
     const { view } = await unwarned(() => window.vegaEmbed(box, described, options));
+    // a line has the datum of its first point, and is of no run
+    const runOf = (item) => (item?.mark?.marktype !== "line" && told.runs[item?.datum?.run_id] ? item.datum.run_id : null);
     view.addEventListener("click", (_, item) => {
-      if (item?.datum?.run_id) location.hash = `#run=${encodeURIComponent(item.datum.run_id)}`;
+      if (runOf(item)) location.hash = `#run=${encodeURIComponent(runOf(item))}`;
     });
-    view.addEventListener("mouseover", (_, item) => box.classList.toggle("pointing", Boolean(item?.datum?.run_id)));
+    view.addEventListener("mouseover", (_, item) => box.classList.toggle("pointing", Boolean(runOf(item))));
     find("figcaption", box.parentElement).after(saveButtons(name, view));
   } catch (error) {
     box.replaceChildren(element("p", { class: "waiting" }, `This chart could not be drawn: ${error.message}`));

@@ -125,22 +125,26 @@ def _orderable(drawn: Figure) -> Figure:
 
 
 def claim_figures(results: Results, ours: Sequence[Verdict], theirs: Sequence[Verdict]) -> list[Figure]:
-    """The parts of the claims on the measures that the sweep has, ours beside those of the published tables."""
+    """The parts of the claims on the measures that the sweep has, ours beside those of the published tables.
+
+    Without `theirs`, ours are the published tables'.
+    """
     measures = list(
         dict.fromkeys(p.compared.measure for v in ours for p in v.parts if p.compared.effect.value is not None)
     )
     figures = []
     for name, measure in zip(slugs("claims", measures), measures, strict=True):
-        rows = claim_rows(measure, ours, OURS) + claim_rows(measure, theirs, THEIRS)
+        own = claim_rows(measure, ours, OURS if theirs else THEIRS)
         lacking = sum(p.compared.measure == measure and p.verdict == TOO_FEW for v in ours for p in v.parts)
-        if not any(row["results"] == OURS for row in rows):
+        if not own:
             continue
+        rows = own + claim_rows(measure, theirs, THEIRS)
         title = f"Difference in {plain_text(measure)}{direction(results.better.get(measure))}"
         caption = (
             "Parts of the claims: mean paired differences with 95% t intervals, coloured by what the interval alone "
             "says of the part (a claim's verdict takes all of its parts). Published tables: one value a cell, "
-            f"intervals over cells. {sum(row['results'] == OURS for row in rows)} parts of this sweep drawn; "
-            f"{lacking} not, for want of runs."
+            f"intervals over cells. {len(own)} parts{' of this sweep' if theirs else ''} drawn; {lacking} not, "
+            "for want of runs."
         )
         of = f"Parts of claims: {plain_text(measure)}"
         figures.append(figure(name, "claims", of, caption, _parts(rows, title), rows))
