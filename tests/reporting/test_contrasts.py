@@ -94,6 +94,34 @@ def test_over_a_setting_that_one_side_does_not_have_the_others_mean_counts() -> 
     assert list(found.values()) == [{0: 0.2, 1: 0.2}]
 
 
+WHOLE = ("+grid=full", "model=mistral_7b", "dataset=beavertails", "peft=qlora")
+
+
+def test_in_the_whole_study_methods_are_paired_though_each_has_its_own_rank() -> None:
+    sweep = expand(*WHOLE, "seed=0,1")
+    scored = [run for run in sweep.runs if run.kind == "train" and "mmlu" in dict(run.scorings[0].benchmarks)]
+    assert set(map(_own, scored)) == {("sft", 64), ("dpo", 16)}
+    measured = results(sweep, lambda run, b, s: of_method(run, b, s) if run.kind == "train" else None)
+    found = differences(measured, contrast(cells={"method": "dpo"}, against={"method": "sft"}))
+    assert {key[1]: of for key, of in found.items()} == {
+        "harmless": {0: 0.3, 1: 0.3}, "helpful": {0: 0.3, 1: 0.3}, "mixture": {0: 0.3, 1: 0.3}
+    }  # fmt: skip
+    with_dpo = {"more_with": {"method": "dpo"}, "than_with": {"method": "sft"}}
+    one = contrast(cells={"preference": "helpful"}, against={"preference": "harmless"}, **with_dpo)
+    assert list(differences(measured, one).values()) == [{0: 0.0, 1: 0.0}]
+
+
+def test_ranks_that_both_methods_are_to_have_are_not_mixed_while_some_are_missing() -> None:
+    sweep = expand(*TINY, "method=sft,dpo", "peft.r=8,16", "seed=0,1")
+    there = {("sft", 8), ("dpo", 16)}
+    measured = results(sweep, lambda run, b, s: 0.5 if _own(run) in there else None)
+    assert differences(measured, contrast(cells={"method": "dpo"}, against={"method": "sft"})) == {}
+
+
+def _own(run: Run) -> tuple[str | None, int]:
+    return run.choices.get("method"), run.config.peft.r
+
+
 def test_a_mean_over_several_values_is_of_all_of_them_or_there_is_none() -> None:
     """The mixture against the mean of both: where the harmless run of a seed is missing, that seed is no pair."""
     words = ("dataset=beavertails", "method=sft", "preference=harmless,helpful,mixture", "seed=0,1")

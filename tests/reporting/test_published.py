@@ -158,6 +158,14 @@ def test_a_further_axis_has_its_column() -> None:
     ]
 
 
+def test_the_whole_studys_tables_have_the_published_columns_though_each_method_has_its_own_rank() -> None:
+    sweep = expand("+grid=full", "model=mistral_7b,mistral_7b_instruct")
+    found = tables(results(sweep, lambda run, b, s: 0.5), sweep)
+    for number in ("2", "4", "5"):
+        assert list(parsed(found[f"table{number}.tex"])[0]) == list(as_published("results", number)[0])
+    assert list(parsed(found["table3.tex"])[0]) == list(as_published("merges", "3")[0])
+
+
 def test_the_judge_is_named_in_the_caption(tmp_path: Path) -> None:
     sweep, _ = study()
     judges = {"alpaca_eval": ["gpt4/gpt_4"]}

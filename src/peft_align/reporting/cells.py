@@ -15,7 +15,7 @@ from peft_align.reporting.table import FIRST, LAST, Row, differ
 
 MERGED = ("merge", "inputs")
 TUNED, FAMILY = "model.instruction_tuned", "family"  # what a model's option says; its pre-trained model, or itself
-VALIDATION = "/validation"
+VALIDATION, SPLIT = "/validation", "evaluation.heldout_split"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Results:
         better: whether higher is better.
         parents: ids of a merge's inputs, by its own.
         dropped: values that are no finite numbers, which are left out.
+        planned: by benchmark, the runs that are to be scored on it, without a score; searches are left out.
         cells: the means by measure, once they were asked for (see `cells`): then `values` may change no more.
     """
 
@@ -73,6 +74,7 @@ class Results:
     better: dict[Measure, bool | None] = field(default_factory=dict)
     parents: dict[str, tuple[str, ...]] = field(default_factory=dict)
     dropped: int = 0
+    planned: dict[str, list[Value]] = field(default_factory=dict)
     cells: dict[Measure, list[Cell]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def varying(self) -> list[str]:
@@ -104,6 +106,7 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
         asked: settings that a value's place tells besides the axes.
     """
     frame = frame_of(sweep)
+    asked = tuple(asked)
     by_id = {run.id: run for run in frame.runs}
     further = names[len(FIRST) : -len(LAST)]
     results = Results(axes=tuple(dict.fromkeys((*MAIN_AXES, *further, *MERGED))))
@@ -116,14 +119,19 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
         own = (row["run_id"], row["kind"], row["base"], *map(row.get, results.axes))
         if own in places:
             return places[own]
-        known, model = by_id.get(row["run_id"]), frame.models.get(row["model"], {})
+        known = by_id.get(row["run_id"])
         place = {"kind": row["kind"], "base": row["base"]} | {axis: row.get(axis) for axis in results.axes}
         if row["kind"] == "train" and known:
-            place |= {key: ",".join(map(str, v)) if isinstance(v := known.value(key), list) else v
-                      for key in asked if key not in place}  # fmt: skip
-        place |= {TUNED: model.get("instruction_tuned"), FAMILY: model.get("tuned_from") or row["model"]}
-        return places.setdefault(own, place)
+            place |= {key: _one(known.value(key)) for key in asked if key not in place}
+        return places.setdefault(own, place | _family(frame, row["model"]))
 
+    for run in frame.runs:
+        if run.kind != "train" or run.is_parent_only or run.value(SPLIT) == "validation":
+            continue
+        place = {key: _one(run.value(key)) for key in (*results.axes, *asked)} | {"kind": run.kind, "base": run.base}
+        planned = Value(run.id, place | _family(frame, run.value("model")), None, 0, True, True, math.nan, None, None)
+        for name in run.steps:
+            results.planned.setdefault(name, []).append(planned)
     for row in table:
         if str(row["benchmark"]).endswith(VALIDATION) or row["value"] is None:
             continue
@@ -152,6 +160,17 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
             if wanted != "*" or (measure.benchmark, measure.judge) not in there:
                 results.main.append(measure)
     return results
+
+
+def _one(value: Any) -> Any:
+    """A setting as the table has it."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _family(frame: Frame, model: str) -> dict[str, Any]:
+    """What a model's option says of it."""
+    told = frame.models.get(model, {})
+    return {TUNED: told.get("instruction_tuned"), FAMILY: told.get("tuned_from") or model}
 
 
 @dataclass(frozen=True)

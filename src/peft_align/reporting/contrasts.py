@@ -257,7 +257,8 @@ def pairs(results: Results, contrast: Contrast, measure: Measure, where: Where) 
     """The differences of cells that are equal in all axes that the contrast does not name."""
     if not contrast.more_with:
         return _differences(results, contrast, measure, where, ())
-    moderators = (*contrast.more_with, *contrast.than_with)
+    sides = (where | contrast.cells | other for other in (contrast.more_with, contrast.than_with))
+    moderators = (*contrast.more_with, *contrast.than_with, *_apart(results, measure, *sides))
     one = _differences(results, contrast, measure, where | contrast.more_with, moderators)
     other = _differences(results, contrast, measure, where | contrast.than_with, moderators)
     found: Pairs = {}
@@ -279,14 +280,28 @@ def _differences(
     named = {*contrast.cells, *contrast.against, *moderators}
     axes = _key_axes(results, named)
     # a setting that one side's runs do not have (SFT has no method.beta) cannot be equal: the other side's mean counts
-    lacking = [axis for axis in axes if _all_none(left, axis) != _all_none(right, axis)]
-    axes = [axis for axis in axes if axis not in lacking]
-    ours, theirs = (_by_place(side, axes, [*named, *lacking]) for side in (left, right))
+    own = [axis for axis in axes if _all_none(left, axis) != _all_none(right, axis)]
+    own += _apart(results, measure, where | contrast.cells, where | contrast.against)
+    axes = [axis for axis in axes if axis not in own]
+    ours, theirs = (_by_place(side, axes, [*named, *own]) for side in (left, right))
     found: Pairs = {}
     for key, seed in (place for place in ours if place in theirs):
         (one, of_one), (other, of_other) = ours[key, seed], theirs[key, seed]
         found.setdefault(key, {})[seed] = Pair(one - other, of_one | of_other)
     return found
+
+
+def _apart(results: Results, measure: Measure, one: Where, other: Where) -> list[str]:
+    """Settings of which two sides are to have no value in common: they are part of what tells the sides apart.
+
+    So are the study's ranks, 64 with SFT and 16 with DPO. What is planned decides, not what is there so far.
+    """
+    planned = results.planned.get(measure.benchmark.partition("/")[0], [])
+    left, right = (_matching(planned, {k: v for k, v in side.items() if k != "step"}) for side in (one, other))
+    if not left or not right:
+        return []
+    settings = [axis for axis in results.axes if "." in axis]
+    return [axis for axis in settings if not {v.place[axis] for v in left} & {v.place[axis] for v in right}]
 
 
 def _all_none(values: Sequence[Value], axis: str) -> bool:

@@ -91,7 +91,7 @@ def _table(
     if not own:
         return ""
     further = [axis for axis in results.axes if axis not in (*TRAINED, "merge", "inputs")]
-    further = [axis for axis in further if len({repr(cell.place.get(axis)) for _, cell in own}) > 1]
+    further = [axis for axis in further if _tells_apart(axis, own)]
     keys = [*layout.keys, *further]
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     if layout.number == 2 and not any(cell.place["kind"] == "train" for _, cell in own):
@@ -135,6 +135,13 @@ def _table(
             "",
         ]
     )
+
+
+def _tells_apart(axis: str, own: Sequence[tuple[Mapping[str, Any], Cell]]) -> bool:
+    """Whether lines that are else the same differ in an axis; a rank that each method has its own of does not."""
+    known: dict[str, str] = {}
+    return any(known.setdefault(repr(line), value) != value
+               for line, cell in own for value in [repr(cell.place.get(axis))])  # fmt: skip
 
 
 def number(cell: Cell) -> str:

@@ -32,7 +32,7 @@ from peft_align.reporting.table import Row
 
 BETTER, WORSE, HIGHER, LOWER, NOT_SHOWN = "better", "worse", "higher", "lower", "no difference shown"
 RESULTS = {BETTER: BLUE, WORSE: ORANGE, HIGHER: GREEN, LOWER: PINK, NOT_SHOWN: GREY, NO_SPREAD: GREY}
-SHAPES = dict(zip(RESULTS, ("circle", "square", "triangle-up", "triangle-down", "cross", "stroke"), strict=True))
+SHAPES = dict(zip(RESULTS, ("circle", "square", "triangle-up", "triangle-down", "cross", "diamond"), strict=True))
 VERDICTS = {SUPPORTED: BLUE, CONTRADICTED: ORANGE, UNDECIDED: GREY}
 OURS, THEIRS = "this sweep", "published tables"
 ORDER: Spec = select("order", "Order", {"by_name": "by name", "by_effect": "by difference"})
