@@ -18,7 +18,7 @@ from peft_align.reporting.answers import answers
 from peft_align.reporting.details import details
 from peft_align.reporting.failures import log_end
 from peft_align.reporting.provenance import provenance
-from peft_align.reporting.told import told_of
+from peft_align.reporting.told import labels, told_of
 from peft_align.store import records
 from peft_align.store.runs import RunDir
 
@@ -154,3 +154,11 @@ def test_scores_that_are_no_finite_numbers_are_null(tmp_path: Path) -> None:
             evaluated(tmp_path, request, texts(item.run), float("inf"))
     run, _ = of(plan(sweep, tmp_path), tmp_path)
     assert [score[3] for score in run["scores"]] == [None]
+
+
+def test_runs_of_a_grid_of_many_blocks_have_names_that_tell_them_apart_and_say_nothing_twice() -> None:
+    sweep = expand("+grid=study_small")
+    names = labels(sweep.runs)
+    assert len(set(names.values())) == len(sweep.runs)
+    assert not any("seed=" in name for name in names.values())
+    assert "sft qlora hh_rlhf harmless tiny seed 0 peft.alpha=16.0 peft.r=64" in names.values()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_align.grid.planner import Item, Judgement, Request
-from peft_align.grid.runs import Run
+from peft_align.grid.runs import Run, value
 from peft_align.store.runs import RunDir
 
 # Of records that reports read; the rest (digests of every file, the loss of every step) is not kept in memory.
@@ -174,11 +174,16 @@ def labels(runs: Sequence[Run]) -> dict[str, str]:
         alike.setdefault(first[run.id], []).append(run)
     for members in alike.values():
         keys = dict.fromkeys(key for run in members for key in run.axes)
-        differ = [key for key in keys if len({repr(run.axes.get(key)) for run in members}) > 1]
+        differ = [key for key in keys if len({repr(_own(run, key)) for run in members}) > 1]
         for run in members if len(members) > 1 else ():
-            own = [f"{key}={_shown(run.axes[key])}" for key in differ if run.axes.get(key) is not None]
+            own = [f"{key}={_shown(_own(run, key))}" for key in differ if _own(run, key) is not None]
             first[run.id] = " ".join([first[run.id], *(own or [run.id[-12:]])])
     return first
+
+
+def _own(run: Run, key: str) -> Any:
+    """What a run has of an axis, also where only other blocks of the grid name it."""
+    return run.axes[key] if key in run.axes else value(run, key)
 
 
 def _label(run: Run, *, several: bool) -> str:
