@@ -18,7 +18,6 @@ examples:
   python -m peft_align.report +grid=main model=mistral_7b --serve
   python -m peft_align.report --sweeps main rank root=/scratch/me/outputs
   python -m peft_align.report --from results.parquet --to from_a_colleague
-  python -m peft_align.report --published --to the_paper
 
 flags:
   --sweeps          sweeps that were started before, as one: names of their grids or folders, or folders of other roots
