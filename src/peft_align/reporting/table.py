@@ -259,8 +259,7 @@ def markdown(sweep: Sweep | Frame, table: Sequence[Row]) -> str:
         table = [row | {"run": f"{row['run_id'][-12:]} n={row['n']}"} for row in table]
         varying = ["run", *varying]
     cells: dict[tuple[Any, ...], dict[tuple[str, str], list[float]]] = {}
-    for row in table:
-        key = tuple(row[k] for k in varying)
+    for key, row in zip(map(itemgetter(*varying), table), table, strict=True):  # method and peft at least: a tuple
         cells.setdefault(key, {}).setdefault((row["benchmark"], row["metric"]), []).append(row["value"])
     better = {(row["benchmark"], row["metric"]): row["higher_is_better"] for row in table}
     arrows = {True: " ↑", False: " ↓", None: ""}
@@ -286,6 +285,8 @@ def markdown(sweep: Sweep | Frame, table: Sequence[Row]) -> str:
 def _by_judge(table: Sequence[Row]) -> list[Row]:
     """Where several judges scored one benchmark, a column for each of them: what they say is never mixed."""
     judges: dict[str, set[str]] = {}
+    if not any(row["judge"] for row in table):
+        return list(table)
     for row in table:
         judges.setdefault(row["benchmark"], set()).update({row["judge"]} if row["judge"] else ())
     return [
@@ -298,8 +299,7 @@ def _by_judge(table: Sequence[Row]) -> list[Row]:
 
 def _conditions_differ(table: Sequence[Row], keys: Sequence[str]) -> bool:
     """Whether a cell has two values of one metric for one seed."""
-    places = [(*(row[k] for k in keys), row["seed"], row["benchmark"], row["metric"]) for row in table]
-    return len(set(places)) < len(places)
+    return len(set(map(itemgetter(*keys, "seed", "benchmark", "metric"), table))) < len(table)
 
 
 def differ(values: Iterable[Any]) -> bool:
