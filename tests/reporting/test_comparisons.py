@@ -153,3 +153,13 @@ def test_against_an_unaligned_base_its_own_item_error_counts_once_for_all_that_s
     assert (mmlu.effect.error or 0) ** 2 == pytest.approx((without.error or 0) ** 2 + 0.01**2)
     assert mmlu.effect.df > 1000 * without.df
     assert (mmlu.by_seed, mmlu.bootstrap) == (None, None)
+
+
+def test_what_each_side_has_of_its_own_is_told() -> None:
+    sweep = expand("+grid=full", "model=mistral_7b", "dataset=beavertails", "peft=qlora", "seed=0,1")
+    found = comparisons(results(sweep, lambda run, b, s: noise(run)), load_comparisons(shipped()))
+    of_methods = [one for one in found if one.contrast.name == "DPO against SFT" and one.measure.benchmark == "mmlu"]
+    assert [row["own_settings"] for row in comparison_rows(of_methods)] == ["peft.alpha peft.r"]
+    assert "12 runs, each side with its own peft.alpha and peft.r)" in comparison_sentence(of_methods[0])
+    others = {row["own_settings"] for row in comparison_rows(found) if row["comparison"] != "DPO against SFT"}
+    assert others == {None}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from measured import results
 from sweeping import expand, shipped, write_option
 
@@ -116,6 +118,49 @@ def test_ranks_that_both_methods_are_to_have_are_not_mixed_while_some_are_missin
     there = {("sft", 8), ("dpo", 16)}
     measured = results(sweep, lambda run, b, s: 0.5 if _own(run) in there else None)
     assert differences(measured, contrast(cells={"method": "dpo"}, against={"method": "sft"})) == {}
+
+
+def pairs_of(words: Sequence[str], there: Callable[[Run], bool], one: Contrast) -> list[dict[Any, float]]:
+    """The pairs where the score is the rank in hundredths."""
+    measured = results(expand(*TINY, *words), lambda run, b, s: run.config.peft.r / 100 if there(run) else None)
+    return list(differences(measured, one).values())
+
+
+def test_of_several_ranks_on_a_side_none_stands_for_another_whatever_is_there() -> None:
+    """Complete or not, in a difference of differences too: a rank is compared with itself, or with nothing."""
+    words = ("method=sft,dpo", "preference=harmless,helpful", "peft.r=32,64", "seed=0")
+    one = contrast(cells={"method": "dpo"}, against={"method": "sft"})
+    two = contrast(cells={"preference": "helpful"}, against={"preference": "harmless"},
+                   more_with={"method": "sft"}, than_with={"method": "dpo"})  # fmt: skip
+    half = {("sft", "helpful", 32), ("sft", "harmless", 64), ("dpo", "helpful", 64), ("dpo", "harmless", 32)}
+
+    def is_there(run: Run) -> bool:
+        return (run.choices.get("method"), run.choices.get("preference"), run.config.peft.r) in half
+
+    for which in (one, two):
+        assert pairs_of(words, is_there, which) == []
+        assert {value for of in pairs_of(words, lambda run: run.kind == "train", which) for value in of.values()} == {0}
+
+
+@pytest.mark.parametrize("order", [("search", "test"), ("test", "search")])
+def test_a_search_does_not_hide_what_is_planned_on_the_test_split(order: tuple[str, str], tmp_path: Path) -> None:
+    both = {"method": ["sft", "dpo"]}
+    own = [{"where": {"method": method}, "axes": {"peft.r": [r]}} for method, r in (("sft", 8), ("dpo", 16))]
+    scored = {"evaluation.benchmarks": ["preference"]}
+    blocks: dict[str, dict[str, Any]] = {
+        "search": {"axes": both, "when": own, "set": scored | {"evaluation.heldout_split": "validation"}},
+        "test": {"axes": both | {"peft.r": [8, 16]}, "set": scored},
+    }
+    common = {"model": "tiny", "dataset": "everyday", "peft": "lora", "train.max_steps": 4, "seed": 0}
+    grid = {"name": "two", "blocks": [
+        {"name": name, **blocks[name], "set": common | blocks[name]["set"]} for name in order]}  # fmt: skip
+    write_option(tmp_path, "grid/two", yaml.safe_dump(grid))
+    sweep = expand("+grid=two", space=ConfigSpace([tmp_path]))
+    measured = results(sweep, lambda run, b, s: 0.5)
+    ranks = {v.place["peft.r"] for v in measured.planned["preference"]}
+    assert ranks == {8, 16}
+    assert len(measured.planned["preference"]) == 4
+    assert len(measured.planned["preference/validation"]) == 2
 
 
 def _own(run: Run) -> tuple[str | None, int]:

@@ -158,6 +158,17 @@ def test_a_further_axis_has_its_column() -> None:
     ]
 
 
+def test_ranks_that_both_methods_are_to_have_stand_in_the_table_while_some_are_missing() -> None:
+    words = ("+grid=main", "model=mistral_7b", "dataset=beavertails", "peft=qlora", "preference=harmless", "seed=0")
+    sweep = expand(*words, "peft.r=8,16")
+    there = {("sft", 8), ("dpo", 16)}
+    measured = results(
+        sweep, lambda run, b, s: 0.5 if (run.choices.get("method"), run.config.peft.r) in there else None
+    )
+    lines = parsed(tables(measured, sweep)["table4.tex"])
+    assert [(line["method"], line["peft.r"]) for line in lines] == [("sft", "8"), ("dpo", "16")]
+
+
 def test_the_whole_studys_tables_have_the_published_columns_though_each_method_has_its_own_rank() -> None:
     sweep = expand("+grid=full", "model=mistral_7b,mistral_7b_instruct")
     found = tables(results(sweep, lambda run, b, s: 0.5), sweep)

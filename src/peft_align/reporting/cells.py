@@ -15,7 +15,7 @@ from peft_align.reporting.table import FIRST, LAST, Row, differ
 
 MERGED = ("merge", "inputs")
 TUNED, FAMILY = "model.instruction_tuned", "family"  # what a model's option says; its pre-trained model, or itself
-VALIDATION, SPLIT = "/validation", "evaluation.heldout_split"
+VALIDATION = "/validation"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Results:
         better: whether higher is better.
         parents: ids of a merge's inputs, by its own.
         dropped: values that are no finite numbers, which are left out.
-        planned: by benchmark, the runs that are to be scored on it, without a score; searches are left out.
+        planned: by benchmark, the runs that are to be scored on it (on its test split), without a score.
         cells: the means by measure, once they were asked for (see `cells`): then `values` may change no more.
     """
 
@@ -122,13 +122,13 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
         known = by_id.get(row["run_id"])
         place = {"kind": row["kind"], "base": row["base"]} | {axis: row.get(axis) for axis in results.axes}
         if row["kind"] == "train" and known:
-            place |= {key: _one(known.value(key)) for key in asked if key not in place}
+            place |= {key: one(known.value(key)) for key in asked if key not in place}
         return places.setdefault(own, place | _family(frame, row["model"]))
 
     for run in frame.runs:
-        if run.kind != "train" or run.is_parent_only or run.value(SPLIT) == "validation":
+        if run.kind != "train" or run.is_parent_only:
             continue
-        place = {key: _one(run.value(key)) for key in (*results.axes, *asked)} | {"kind": run.kind, "base": run.base}
+        place = {key: one(run.value(key)) for key in (*results.axes, *asked)} | {"kind": run.kind, "base": run.base}
         planned = Value(run.id, place | _family(frame, run.value("model")), None, 0, True, True, math.nan, None, None)
         for name in run.steps:
             results.planned.setdefault(name, []).append(planned)
@@ -162,7 +162,7 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
     return results
 
 
-def _one(value: Any) -> Any:
+def one(value: Any) -> Any:
     """A setting as the table has it."""
     return ",".join(map(str, value)) if isinstance(value, list) else value
 

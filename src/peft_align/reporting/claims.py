@@ -28,7 +28,7 @@ KEYS = ("says", "needs", "contrasts")
 COLUMNS = [
     *("claim", "results", "verdict", "note", "part_verdict", "expected", "margin", "contrast", "part"),
     *("benchmark", "judge", "metric", "higher_is_better", "effect", "low", "high", "interval_over", "df", "p"),
-    *("p_support", "p_contradict", "cells", "seeds_min", "seeds_max", "runs"),
+    *("p_support", "p_contradict", "cells", "seeds_min", "seeds_max", "runs", "own_settings"),
     *("by_seed_low", "by_seed_high", "bootstrap_low", "bootstrap_high"),
 ]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peft_align.reporting.cells import Measure, Results
-from peft_align.reporting.contrasts import Contrast, Pairs, Where, parts
+from peft_align.reporting.contrasts import Contrast, Pairs, Where, own_settings, parts
 from peft_align.reporting.resampling import bootstrap_t
 from peft_align.reporting.statistics import Effect, Interval, by_seed, holm, paired
 from peft_align.reporting.table import Row
@@ -17,7 +17,7 @@ TOO_FEW, NO_SPREAD = "not enough runs", "no spread"
 LEVEL = 0.05
 COLUMNS = [
     *("comparison", "contrast", "part", "benchmark", "judge", "metric", "higher_is_better", "effect", "low", "high"),
-    *("interval_over", "df", "p", "p_holm", "cells", "seeds_min", "seeds_max", "runs"),
+    *("interval_over", "df", "p", "p_holm", "cells", "seeds_min", "seeds_max", "runs", "own_settings"),
     *("by_seed_low", "by_seed_high", "bootstrap_low", "bootstrap_high", "result"),
 ]
 
@@ -32,6 +32,7 @@ class Compared:
         by_seed: the same from one mean a seed, which needs no independence of the cells.
         bootstrap: the same by bootstrap-t, which needs no normal distribution.
         runs: how many it rests on.
+        own_settings: which of its settings each side has a value of its own of.
         p_holm: p, corrected for all comparisons of the file.
     """
 
@@ -42,6 +43,7 @@ class Compared:
     by_seed: Interval | None
     bootstrap: tuple[float, float] | None
     runs: int
+    own_settings: tuple[str, ...]
     higher_is_better: bool | None
     p_holm: float | None = None
 
@@ -89,8 +91,8 @@ def _compared(results: Results, contrast: Contrast, measure: Measure, part: Wher
         alone = effect.basis == "cells"
         again = bootstrap_t([[v for of in groups.values() for v in of]] if alone else list(groups.values()))
     runs = {run for of in pairs.values() for pair in of.values() for run in pair.runs}
-    better = results.better.get(measure)
-    return Compared(contrast, measure, part, effect, seedwise, again, len(runs), better)
+    own = tuple(own_settings(results, contrast, measure, contrast.where | part))
+    return Compared(contrast, measure, part, effect, seedwise, again, len(runs), own, results.better.get(measure))
 
 
 def _fixed(pairs: Pairs) -> float:
@@ -127,6 +129,7 @@ def effect_row(compared: Compared) -> Row:
     row |= {"higher_is_better": compared.higher_is_better, "effect": effect.value, "low": effect.low}
     row |= {"high": effect.high, "interval_over": effect.basis or None, "df": effect.df or None, "p": effect.p}
     row |= {"cells": effect.cells, "seeds_min": effect.seeds[0], "seeds_max": effect.seeds[1], "runs": compared.runs}
+    row |= {"own_settings": " ".join(compared.own_settings) or None}
     row |= {"by_seed_low": seedwise[0], "by_seed_high": seedwise[1]}
     return row | {"bootstrap_low": again[0], "bootstrap_high": again[1]}
 

@@ -257,8 +257,8 @@ def pairs(results: Results, contrast: Contrast, measure: Measure, where: Where) 
     """The differences of cells that are equal in all axes that the contrast does not name."""
     if not contrast.more_with:
         return _differences(results, contrast, measure, where, ())
-    sides = (where | contrast.cells | other for other in (contrast.more_with, contrast.than_with))
-    moderators = (*contrast.more_with, *contrast.than_with, *_apart(results, measure, *sides))
+    own = own_settings(results, contrast, measure, where)
+    moderators = (*contrast.more_with, *contrast.than_with, *own)
     one = _differences(results, contrast, measure, where | contrast.more_with, moderators)
     other = _differences(results, contrast, measure, where | contrast.than_with, moderators)
     found: Pairs = {}
@@ -281,7 +281,7 @@ def _differences(
     axes = _key_axes(results, named)
     # a setting that one side's runs do not have (SFT has no method.beta) cannot be equal: the other side's mean counts
     own = [axis for axis in axes if _all_none(left, axis) != _all_none(right, axis)]
-    own += _apart(results, measure, where | contrast.cells, where | contrast.against)
+    own += _apart(results, measure, [where | contrast.cells], [where | contrast.against])
     axes = [axis for axis in axes if axis not in own]
     ours, theirs = (_by_place(side, axes, [*named, *own]) for side in (left, right))
     found: Pairs = {}
@@ -291,17 +291,29 @@ def _differences(
     return found
 
 
-def _apart(results: Results, measure: Measure, one: Where, other: Where) -> list[str]:
-    """Settings of which two sides are to have no value in common: they are part of what tells the sides apart.
+def own_settings(results: Results, contrast: Contrast, measure: Measure, where: Where) -> list[str]:
+    """Settings of which each side of a contrast is to have one value of its own, and which are part of what tells the
+    sides apart: the study's SFT has rank 64, its DPO rank 16."""
+    both = [contrast.cells, *([] if isinstance(contrast.against, str) else [contrast.against])]
+    if contrast.more_with:
+        one, other = ([where | given | side for side in both] for given in (contrast.more_with, contrast.than_with))
+    else:
+        one, other = ([where | side for side in sides] for sides in (both[:1], both[1:]))
+    return _apart(results, measure, one, other)
 
-    So are the study's ranks, 64 with SFT and 16 with DPO. What is planned decides, not what is there so far.
+
+def _apart(results: Results, measure: Measure, one: Sequence[Where], other: Sequence[Where]) -> list[str]:
+    """Settings of which one is to have a single value, and the other another.
+
+    What is planned decides, not what is there so far. Of several values on a side, which one belongs to which is not
+    known: then they must be equal.
     """
-    planned = results.planned.get(measure.benchmark.partition("/")[0], [])
-    left, right = (_matching(planned, {k: v for k, v in side.items() if k != "step"}) for side in (one, other))
-    if not left or not right:
-        return []
     settings = [axis for axis in results.axes if "." in axis]
-    return [axis for axis in settings if not {v.place[axis] for v in left} & {v.place[axis] for v in right}]
+    planned = results.planned.get(measure.benchmark.partition("/")[0], []) if settings else []
+    sides = [[v.place for where in side for v in _matching(planned, {k: of for k, of in where.items() if k != "step"})]
+             for side in (one, other)]  # fmt: skip
+    values = {axis: [{place[axis] for place in side} for side in sides] for axis in settings}
+    return [axis for axis, (a, b) in values.items() if len(a) == len(b) == 1 and a != b]
 
 
 def _all_none(values: Sequence[Value], axis: str) -> bool:

@@ -204,7 +204,8 @@ def basis(one: Compared) -> str:
     seeds = "no second seed" if most < 2 else f"{most} seeds" if few == most else f"{few} to {most} seeds"
     cells_only = ", interval over the cells" if effect.basis == "cells" else ""
     pairs = "1 pair" if effect.cells == 1 else f"{effect.cells} pairs"
-    return f"{pairs} of cells, {seeds}, {one.runs} runs{cells_only}"
+    own = f", each side with its own {' and '.join(one.own_settings)}" if one.own_settings else ""
+    return f"{pairs} of cells, {seeds}, {one.runs} runs{own}{cells_only}"
 
 
 def _p(p: float | None) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peft_align.config.benchmarks import PAIRED
 from peft_align.config.schema import TRAINING_GROUPS
 from peft_align.grid.runs import Run, Sweep
 from peft_align.store.shapes import ANY, Each, Items, Maybe
@@ -50,7 +51,7 @@ class Planned:
     """One run as the report knows it.
 
     Attributes:
-        steps: those at which each benchmark is evaluated.
+        steps: those at which each benchmark is evaluated; on another than the test split, by benchmark/split.
         settings: by dotted key, the values of the groups that are kept, and the seed.
     """
 
@@ -105,8 +106,9 @@ def frame_of(sweep: Sweep | Frame, judges: Mapping[str, str] | None = None) -> F
 def _planned(run: Run, kept: dict[int, dict[str, Any]]) -> Planned:
     steps: dict[str, list[int]] = {}
     for scoring in run.scorings:
-        for name, _ in scoring.benchmarks:
-            steps.setdefault(name, []).extend(scoring.steps)
+        for name, benchmark in scoring.benchmarks:
+            split = scoring.evaluation.heldout_split if benchmark.kind in PAIRED else "test"
+            steps.setdefault(name if split == "test" else f"{name}/{split}", []).extend(scoring.steps)
     settings = {"seed": run.config.seed}
     for group in SETTINGS:
         node = getattr(run.config, group)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_align.grid.runs import Sweep
-from peft_align.reporting.cells import Cell, Measure, Results, cells, plain
-from peft_align.reporting.frame import Frame
+from peft_align.reporting.cells import Cell, Measure, Results, cells, one, plain
+from peft_align.reporting.frame import Frame, Planned, frame_of
 from peft_align.reporting.published import NUMBERS
 
 ESCAPES = {
@@ -91,7 +91,8 @@ def _table(
     if not own:
         return ""
     further = [axis for axis in results.axes if axis not in (*TRAINED, "merge", "inputs")]
-    further = [axis for axis in further if _tells_apart(axis, own)]
+    trained = [run for run in frame_of(sweep).runs if run.kind == "train"] if sweep is not None and further else []
+    further = [axis for axis in further if _tells_apart(axis, layout, own, trained)]
     keys = [*layout.keys, *further]
     lines: dict[tuple[str, ...], dict[str, str]] = {}
     if layout.number == 2 and not any(cell.place["kind"] == "train" for _, cell in own):
@@ -137,11 +138,17 @@ def _table(
     )
 
 
-def _tells_apart(axis: str, own: Sequence[tuple[Mapping[str, Any], Cell]]) -> bool:
-    """Whether lines that are else the same differ in an axis; a rank that each method has its own of does not."""
+def _tells_apart(
+    axis: str, layout: Layout, own: Sequence[tuple[Mapping[str, Any], Cell]], trained: Sequence[Planned]
+) -> bool:
+    """Whether lines that are else the same differ in an axis, or will: ranks do not, where each method has its own."""
+    of = [(line, cell.place.get(axis)) for line, cell in own]
+    for run in trained:
+        line = layout.line({"kind": run.kind, "base": run.base, **run.choices, **run.axes})
+        if line is not None and any(name in run.steps for name, _ in NUMBERS.values()):
+            of.append((line, one(run.value(axis))))
     known: dict[str, str] = {}
-    return any(known.setdefault(repr(line), value) != value
-               for line, cell in own for value in [repr(cell.place.get(axis))])  # fmt: skip
+    return any(known.setdefault(repr(line), repr(value)) != repr(value) for line, value in of)
 
 
 def number(cell: Cell) -> str:

@@ -172,7 +172,7 @@ def write_csv(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
 
 
 def _by_column(names: Sequence[str], table: Sequence[Row]) -> Iterable[Sequence[Any]]:
-    """The values of each column; None where a row does not have it."""
+    """The values of each column; None where a row does not have it. Rows have no others."""
     if not table:
         return [()] * len(names)
     if len(names) > 1 and all(len(row) == len(names) for row in table):
