@@ -9,12 +9,13 @@ from measured import noise, results
 from sweeping import expand, shipped
 
 from peft_align.grid.runs import Run
-from peft_align.reporting.cells import Results
+from peft_align.reporting.cells import Measure, Results
 from peft_align.reporting.comparisons import COLUMNS, Compared, compare, comparison_rows, comparisons
 from peft_align.reporting.contrasts import Contrast, load_comparisons, pairs
 from peft_align.reporting.findings import comparison_sentence
 from peft_align.reporting.statistics import paired
 
+MMLU = Measure("mmlu", "acc")
 WORDS = ("dataset=beavertails", "model=tiny", "peft=lora", "evaluation.benchmarks=[mmlu,bbh]")
 
 
@@ -98,7 +99,12 @@ def test_equal_differences_have_no_error_and_are_not_called_significant() -> Non
     measured = results(sweep, lambda run, b, s: 0.75 if run.choices["method"] == "dpo" else 0.5)
     one = compared(measured)["DPO against SFT", "mmlu"]
     assert one.result == "no spread"
-    assert "its error is not known" in comparison_sentence(one)
+    assert "+0.25 whatever the seed, so that its error is not known" in comparison_sentence(one)
+    alone = expand(*WORDS, "method=sft,dpo", "preference=harmless,helpful,mixture", "seed=0")
+    (one,) = compare(
+        results(alone, lambda run, b, s: 0.75 if run.choices["method"] == "dpo" else 0.5), one.contrast, [MMLU]
+    )
+    assert "+0.25 in every pair, so that its error is not known" in comparison_sentence(one)
 
 
 def test_a_lower_score_is_told_as_worse_only_where_higher_is_better() -> None:

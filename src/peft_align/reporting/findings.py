@@ -178,7 +178,8 @@ def comparison_sentence(one: Compared) -> str:
     """One comparison in words, with what it rests on."""
     name = f"{_name(one)}, {one.measure}"
     if one.result == NO_SPREAD:
-        return f"{name}: {one.effect.value:+.3g} in every pair, so that its error is not known ({basis(one)})."
+        same = "whatever the seed" if one.effect.basis == "seeds" else "in every pair"
+        return f"{name}: {one.effect.value:+.3g} {same}, so that its error is not known ({basis(one)})."
     worse = one.higher_is_better is not None and (one.result == "higher") != one.higher_is_better
     quality = "" if one.higher_is_better is None else " (worse)" if worse else " (better)"
     corrected = " once corrected" if one.effect.p is not None and one.effect.p < LEVEL else ""
