@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from peft_align.config.schema import MAIN_AXES
 from peft_align.grid.runs import Sweep
-from peft_align.reporting.frame import Frame, frame_of
+from peft_align.reporting.frame import Frame, frame_of, in_table
 from peft_align.reporting.statistics import Score, score
 from peft_align.reporting.table import FIRST, LAST, Row, differ
 
@@ -122,13 +122,16 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
         known = by_id.get(row["run_id"])
         place = {"kind": row["kind"], "base": row["base"]} | {axis: row.get(axis) for axis in results.axes}
         if row["kind"] == "train" and known:
-            place |= {key: one(known.value(key)) for key in asked if key not in place}
+            place |= {key: in_table(known.value(key)) for key in asked if key not in place}
         return places.setdefault(own, place | _family(frame, row["model"]))
 
     for run in frame.runs:
         if run.kind != "train" or run.is_parent_only:
             continue
-        place = {key: one(run.value(key)) for key in (*results.axes, *asked)} | {"kind": run.kind, "base": run.base}
+        place = {key: in_table(run.value(key)) for key in (*results.axes, *asked)} | {
+            "kind": run.kind,
+            "base": run.base,
+        }
         planned = Value(run.id, place | _family(frame, run.value("model")), None, 0, True, True, math.nan, None, None)
         for name in run.steps:
             results.planned.setdefault(name, []).append(planned)
@@ -160,11 +163,6 @@ def gather(sweep: Sweep | Frame, names: Sequence[str], table: Sequence[Row], ask
             if wanted != "*" or (measure.benchmark, measure.judge) not in there:
                 results.main.append(measure)
     return results
-
-
-def one(value: Any) -> Any:
-    """A setting as the table has it."""
-    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _family(frame: Frame, model: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from peft_align.config.schema import GROUPS
 from peft_align.errors import Fault, InputError, suggest
 from peft_align.grid.language import check_value
 from peft_align.reporting.cells import FAMILY, MERGED, TUNED, Measure, Results, Value
+from peft_align.reporting.frame import in_table
 
 Where = dict[str, list[Any]]
 PARENTS, BEST_PARENT, BASELINE = "parents", "best_parent", "baseline"
@@ -373,11 +374,7 @@ def _matching(values: Iterable[Value], where: Where) -> list[Value]:
     """The values of these cells; what is not said of the kind and the step is a training run's last step."""
     kinds = where.get("kind", ["merge"] if set(MERGED) & set(where) else ["train"])
     steps = where.get("step", ["last"])
-    asked = [
-        (key, [",".join(map(str, v)) if isinstance(v, list) else v for v in allowed])
-        for key, allowed in where.items()
-        if key not in ("kind", "step")
-    ]
+    asked = [(key, [in_table(v) for v in allowed]) for key, allowed in where.items() if key not in ("kind", "step")]
     found = []
     for value in values:
         place = value.place

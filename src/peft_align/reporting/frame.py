@@ -135,6 +135,11 @@ def _leaves(node: Any, at: str) -> list[tuple[str, Any]]:
     return [leaf for f in dataclasses.fields(node) for leaf in _leaves(getattr(node, f.name), f"{at}.{f.name}")]
 
 
+def in_table(value: Any) -> Any:
+    """A setting as the table has it: of a list, its values in one text."""
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
 def to_plain(frame: Frame) -> dict[str, Any]:
     """A frame as JSON has it; settings that all runs have in common stand there once."""
     first = frame.runs[0].settings if frame.runs else {}

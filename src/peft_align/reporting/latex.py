@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_align.grid.runs import Sweep
-from peft_align.reporting.cells import Cell, Measure, Results, cells, one, plain
-from peft_align.reporting.frame import Frame, Planned, frame_of
+from peft_align.reporting.cells import Cell, Measure, Results, cells, plain
+from peft_align.reporting.frame import Frame, Planned, frame_of, in_table
 from peft_align.reporting.published import NUMBERS
 
 ESCAPES = {
@@ -146,7 +146,7 @@ def _tells_apart(
     for run in trained:
         line = layout.line({"kind": run.kind, "base": run.base, **run.choices, **run.axes})
         if line is not None and any(name in run.steps for name, _ in NUMBERS.values()):
-            of.append((line, one(run.value(axis))))
+            of.append((line, in_table(run.value(axis))))
     known: dict[str, str] = {}
     return any(known.setdefault(repr(line), repr(value)) != repr(value) for line, value in of)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_align.errors import Fault, InputError
-from peft_align.reporting.frame import FORMAT, KEY, SHAPE, Frame, from_plain, united
+from peft_align.reporting.frame import FORMAT, KEY, SHAPE, Frame, from_plain, in_table, united
 from peft_align.reporting.table import FIRST, LAST, TYPES, Row, columns, judge_name
 from peft_align.store.shapes import wrong
 
@@ -68,8 +68,7 @@ def _with_axes(frame: Frame, row: Row) -> Row:
     if row["kind"] != "train" or not lacking:
         return row
     run = next(run for run in frame.runs if run.id == row["run_id"])
-    found = {key: run.value(key) for key in lacking if key != "merge"}
-    return row | {key: ",".join(map(str, v)) if isinstance(v, list) else v for key, v in found.items()}
+    return row | {key: in_table(run.value(key)) for key in lacking if key != "merge"}
 
 
 def _read(path: Path, faults: list[Fault]) -> tuple[Frame, list[Row]] | None:

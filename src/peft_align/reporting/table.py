@@ -14,7 +14,7 @@ from peft_align.config.schema import GROUPS, MAIN_AXES
 from peft_align.grid.cost import BYTES
 from peft_align.grid.planner import Item
 from peft_align.grid.runs import Run, Sweep
-from peft_align.reporting.frame import KEY, Frame, frame_of, to_plain
+from peft_align.reporting.frame import KEY, Frame, frame_of, in_table, to_plain
 from peft_align.reporting.statistics import t_interval
 from peft_align.reporting.told import Told, told_of
 from peft_align.store.records import atomic_write
@@ -157,7 +157,7 @@ def _setting(config: Any, dotted: str) -> Any:
     """The value of a dotted setting; None if the run has no such setting."""
     for name in dotted.split("."):
         config = getattr(config, name, None)
-    return ",".join(map(str, config)) if isinstance(config, list) else config
+    return in_table(config)
 
 
 def write_csv(path: Path, names: Sequence[str], table: Sequence[Row]) -> None:
@@ -285,8 +285,6 @@ def markdown(sweep: Sweep | Frame, table: Sequence[Row]) -> str:
 def _by_judge(table: Sequence[Row]) -> list[Row]:
     """Where several judges scored one benchmark, a column for each of them: what they say is never mixed."""
     judges: dict[str, set[str]] = {}
-    if not any(row["judge"] for row in table):
-        return list(table)
     for row in table:
         judges.setdefault(row["benchmark"], set()).update({row["judge"]} if row["judge"] else ())
     return [
